@@ -1,0 +1,1 @@
+//! Strict, limited parsing of OCI and Docker documents.

@@ -1,0 +1,1 @@
+//! Distribution-spec client: references, auth, manifests, resumable blob streams.
