@@ -11,6 +11,7 @@
 //! D4  [`Disk::barrier`] reports errors of writes made since its handle was opened. A transaction that relies on
 //!     it opens the handle before its first write and shares it with nobody.
 
+use std::any::Any;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -21,7 +22,7 @@ pub struct Handle(Kind);
 
 enum Kind {
     Kernel(OwnedFd),
-    Simulated(u64),
+    Simulated { number: u64, _on_close: Box<dyn Any + Send + Sync> },
 }
 
 impl Handle {
@@ -30,16 +31,17 @@ impl Handle {
         Self(Kind::Kernel(descriptor))
     }
 
-    /// Names an open node of a simulated disk.
-    pub fn simulated(number: u64) -> Self {
-        Self(Kind::Simulated(number))
+    /// Names an open node of a simulated disk. `on_close` is dropped with the handle: so that disk learns that a lock
+    /// is free and that a node without a name may go.
+    pub fn simulated(number: u64, on_close: Box<dyn Any + Send + Sync>) -> Self {
+        Self(Kind::Simulated { number, _on_close: on_close })
     }
 
     /// The kernel descriptor, for mounts and sandboxes; `None` on a simulated disk.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         match &self.0 {
             Kind::Kernel(descriptor) => Some(descriptor.as_fd()),
-            Kind::Simulated(_) => None,
+            Kind::Simulated { .. } => None,
         }
     }
 
@@ -47,7 +49,7 @@ impl Handle {
     pub fn number(&self) -> Option<u64> {
         match &self.0 {
             Kind::Kernel(_) => None,
-            Kind::Simulated(number) => Some(*number),
+            Kind::Simulated { number, .. } => Some(*number),
         }
     }
 }
@@ -56,7 +58,7 @@ impl fmt::Debug for Handle {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Kind::Kernel(descriptor) => write!(formatter, "Handle({descriptor:?})"),
-            Kind::Simulated(number) => write!(formatter, "Handle(simulated {number})"),
+            Kind::Simulated { number, .. } => write!(formatter, "Handle(simulated {number})"),
         }
     }
 }
