@@ -1,0 +1,329 @@
+//! An engine of the test's own: the built binary as a daemon on a scratch root, and the `docker` client that speaks to it.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+use crate::command::{Finished, run, wait_for};
+use crate::http;
+use crate::scratch::{Scratch, unmount_below};
+
+/// The binary to test: `BALEEN_BIN`, else the debug build beside the test program.
+///
+/// # Errors
+/// If there is none.
+pub fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("BALEEN_BIN") {
+        let path = PathBuf::from(path);
+        return if path.is_file() { Ok(path) } else { bail!("BALEEN_BIN names no file: {}", path.display()) };
+    }
+    let program = std::env::current_exe()?;
+    let folder = program.parent().and_then(Path::parent).context("the test program has no build folder")?;
+    let path = folder.join("baleen");
+    if !path.is_file() {
+        bail!("{} is not built; run `cargo build -p baleen-cli` or `make test`", path.display());
+    }
+    Ok(path)
+}
+
+/// A daemon with root, run directory, socket and control groups of its own. Dropping it ends everything that it started.
+#[derive(Debug)]
+pub struct Daemon {
+    folder: PathBuf,
+    root: PathBuf,
+    cgroup_parent: String,
+    arguments: Vec<String>,
+    environment: Vec<(String, String)>,
+    child: Option<Child>,
+}
+
+impl Daemon {
+    /// Starts one below `scratch` and waits until it answers.
+    ///
+    /// # Errors
+    /// If the binary is missing, or ends or stays silent as it starts; its log is part of the message.
+    pub fn start(scratch: &Scratch) -> Result<Self> {
+        let mut daemon = Self::prepare(scratch, &scratch.join("root"))?;
+        daemon.run()?;
+        Ok(daemon)
+    }
+
+    /// One that is not started yet, with its store at `root`.
+    ///
+    /// # Errors
+    /// If its folder cannot be made.
+    pub fn prepare(scratch: &Scratch, root: &Path) -> Result<Self> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let folder = scratch.join(format!("d{number}"));
+        fs::create_dir_all(folder.join("client"))?;
+        let cgroup_parent = format!("/baleen-tests-{}-{number}", std::process::id());
+        Ok(Self {
+            folder,
+            root: root.to_owned(),
+            cgroup_parent,
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            child: None,
+        })
+    }
+
+    /// One more argument for `baleen daemon`.
+    pub fn argument(&mut self, text: &str) -> &mut Self {
+        self.arguments.push(text.to_owned());
+        self
+    }
+
+    /// One more variable in the daemon's environment.
+    pub fn variable(&mut self, name: &str, value: &str) -> &mut Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Starts the daemon (again) and waits until it answers.
+    ///
+    /// # Errors
+    /// As [`Daemon::start`].
+    pub fn run(&mut self) -> Result<()> {
+        self.launch()?;
+        let socket = self.socket();
+        let child = self.child.as_mut().context("no daemon")?;
+        let up = wait_for("the daemon answering", Duration::from_secs(30), || {
+            if let Ok(Some(status)) = child.try_wait() {
+                return Some(Err(status));
+            }
+            matches!(http::request(&socket, "GET", "/_ping", None), Ok(answer) if answer.status == 200)
+                .then_some(Ok(()))
+        });
+        match up {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(status)) => bail!("the daemon ended with {status}:\n{}", self.log()),
+            Err(error) => bail!("{error}:\n{}", self.log()),
+        }
+    }
+
+    /// Starts the daemon and does not wait for its answer.
+    ///
+    /// # Errors
+    /// If the binary cannot be started.
+    pub fn launch(&mut self) -> Result<()> {
+        let binary = binary()?;
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.folder.join("log"))?;
+        let mut command = Command::new(&binary);
+        command
+            .arg("daemon")
+            .arg("-H")
+            .arg(format!("unix://{}", self.socket().display()))
+            .arg("--data-root")
+            .arg(&self.root)
+            .arg("--exec-root")
+            .arg(self.exec_root())
+            .arg("-p")
+            .arg(self.folder.join("pid"))
+            .args(["--cgroup-parent", &self.cgroup_parent, "--log-level", "debug"])
+            .args(&self.arguments)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        self.child = Some(command.spawn().with_context(|| format!("cannot start {}", binary.display()))?);
+        Ok(())
+    }
+
+    /// The process ID of the running daemon.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// Kills the daemon as a crash would: SIGKILL. Containers and their shims live on.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().ok();
+            child.wait().ok();
+        }
+    }
+
+    /// Asks the daemon to end (SIGTERM) and waits for it.
+    ///
+    /// # Errors
+    /// If it does not end within 20 seconds.
+    pub fn stop(&mut self) -> Result<()> {
+        let Some(mut child) = self.child.take() else { return Ok(()) };
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        let ended = wait_for("the daemon ending", Duration::from_secs(20), || child.try_wait().ok().flatten());
+        if ended.is_err() {
+            child.kill().ok();
+            child.wait().ok();
+        }
+        ended.map(|_| ())
+    }
+
+    /// Whether the daemon has ended by itself, and how.
+    pub fn ended(&mut self) -> Option<std::process::ExitStatus> {
+        self.child.as_mut().and_then(|child| child.try_wait().ok().flatten())
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.join("s")
+    }
+
+    /// The store.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The run directory.
+    pub fn exec_root(&self) -> PathBuf {
+        self.folder.join("x")
+    }
+
+    /// Control group below which its containers live.
+    pub fn cgroup_parent(&self) -> &str {
+        &self.cgroup_parent
+    }
+
+    /// The end of the daemon's log.
+    pub fn log(&self) -> String {
+        let text = fs::read(self.folder.join("log")).unwrap_or_default();
+        String::from_utf8_lossy(&text[text.len().saturating_sub(8192)..]).into_owned()
+    }
+
+    /// The `docker` client with these arguments, not started yet.
+    pub fn client(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("docker");
+        command
+            .args(arguments)
+            .env("DOCKER_HOST", format!("unix://{}", self.socket().display()))
+            .env("DOCKER_CONFIG", self.folder.join("client"))
+            .env_remove("DOCKER_CONTEXT")
+            .env_remove("DOCKER_API_VERSION");
+        command
+    }
+
+    /// Runs the `docker` client to its end, whatever its exit code.
+    ///
+    /// # Errors
+    /// If it cannot be started or does not end within two minutes; the daemon's log is part of the message.
+    pub fn docker(&self, arguments: &[&str]) -> Result<Finished> {
+        self.docker_with(arguments, None)
+    }
+
+    /// The same with this standard input.
+    ///
+    /// # Errors
+    /// As [`Daemon::docker`].
+    pub fn docker_with(&self, arguments: &[&str], input: Option<&[u8]>) -> Result<Finished> {
+        run(&mut self.client(arguments), input, Duration::from_secs(120))
+            .with_context(|| format!("the daemon's log:\n{}", self.log()))
+    }
+
+    /// Runs the `docker` client, which must succeed; gives its standard output without the last line end.
+    ///
+    /// # Errors
+    /// If it fails; the daemon's log is part of the message.
+    pub fn docker_ok(&self, arguments: &[&str]) -> Result<String> {
+        let finished = self.docker(arguments)?.ok().with_context(|| format!("the daemon's log:\n{}", self.log()))?;
+        Ok(finished.stdout().trim_end_matches('\n').to_owned())
+    }
+
+    /// One request of the API that must be answered with `status`; its JSON.
+    ///
+    /// # Errors
+    /// If the answer is another one or no JSON.
+    pub fn api(&self, method: &str, path: &str, body: Option<&Value>, status: u16) -> Result<Value> {
+        let body = body.map(Value::to_string);
+        let answer = http::request(&self.socket(), method, path, body.as_ref().map(String::as_bytes))?;
+        let found = answer.status;
+        let bytes = answer.body()?;
+        if found != status {
+            bail!("{method} {path}: {found} {}\n{}", String::from_utf8_lossy(&bytes), self.log());
+        }
+        if bytes.is_empty() {
+            return Ok(Value::Null);
+        }
+        serde_json::from_slice(&bytes).with_context(|| format!("not JSON: {}", String::from_utf8_lossy(&bytes)))
+    }
+
+    /// The processes that carry this daemon's folder or root in their command line: itself, its shims.
+    pub fn processes(&self) -> BTreeSet<u32> {
+        let mut found = BTreeSet::new();
+        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).into_owned();
+            if line.contains(&*self.folder.to_string_lossy()) && !line.starts_with("docker\0") {
+                found.insert(pid);
+            }
+        }
+        found
+    }
+
+    /// The control groups below its parent, in every hierarchy, the deepest first.
+    pub fn cgroups(&self) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        let mut tops = vec![PathBuf::from("/sys/fs/cgroup")];
+        for entry in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+            tops.push(entry.path());
+        }
+        for top in tops {
+            let mut folders = vec![top.join(self.cgroup_parent.trim_start_matches('/'))];
+            while let Some(folder) = folders.pop() {
+                if !folder.is_dir() {
+                    continue;
+                }
+                for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+                    if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                        folders.push(entry.path());
+                    }
+                }
+                found.push(folder);
+            }
+        }
+        found.sort_by_key(|path| std::cmp::Reverse(path.as_os_str().len()));
+        found
+    }
+
+    fn clean_up(&mut self) {
+        self.kill();
+        for _ in 0..100 {
+            let mut pids = self.processes();
+            for folder in self.cgroups() {
+                let text = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+                pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()));
+            }
+            if pids.is_empty() {
+                break;
+            }
+            for pid in pids {
+                if let Some(pid) = rustix::process::Pid::from_raw(pid as i32) {
+                    rustix::process::kill_process(pid, rustix::process::Signal::KILL).ok();
+                }
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        for path in [&self.folder, &self.root] {
+            unmount_below(path);
+        }
+        // A group is free a moment after its last process: the kernel answers "busy" until then.
+        for folder in self.cgroups() {
+            wait_for("a control group to be free", Duration::from_secs(2), || fs::remove_dir(&folder).ok()).ok();
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the daemon's log:\n{}", self.log());
+        }
+        self.clean_up();
+    }
+}

@@ -1,0 +1,109 @@
+//! The registry that Debian ships (`docker-registry`), on a loopback port with storage of its own.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::command::wait_for;
+use crate::scratch::Scratch;
+
+/// How a registry is to be reached.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Certificate and key: TLS, else plain HTTP.
+    pub tls: Option<(PathBuf, PathBuf)>,
+    /// An htpasswd file (bcrypt): basic authentication.
+    pub htpasswd: Option<PathBuf>,
+}
+
+/// A running registry. Dropping it ends the process; its storage goes with the scratch folder.
+#[derive(Debug)]
+pub struct Registry {
+    child: Child,
+    port: u16,
+}
+
+impl Registry {
+    /// Starts one over plain HTTP without authentication.
+    ///
+    /// # Errors
+    /// As [`Registry::with`].
+    pub fn start(scratch: &Scratch) -> Result<Self> {
+        Self::with(scratch, &Options::default())
+    }
+
+    /// Starts one.
+    ///
+    /// # Errors
+    /// If the program is missing or does not listen within ten seconds.
+    pub fn with(scratch: &Scratch, options: &Options) -> Result<Self> {
+        for _ in 0..5 {
+            let port = free_port()?;
+            let storage = scratch.join(format!("registry-{port}"));
+            fs::create_dir_all(&storage)?;
+            let mut config = format!(
+                "version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    \
+                 rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: 127.0.0.1:{port}\n",
+                storage.display()
+            );
+            if let Some((certificate, key)) = &options.tls {
+                config += &format!("  tls:\n    certificate: {}\n    key: {}\n", certificate.display(), key.display());
+            }
+            if let Some(file) = &options.htpasswd {
+                config += &format!("auth:\n  htpasswd:\n    realm: tests\n    path: {}\n", file.display());
+            }
+            let file = scratch.join(format!("registry-{port}.yml"));
+            fs::write(&file, config)?;
+            let log = fs::File::create(scratch.join(format!("registry-{port}.log")))?;
+            let child = Command::new("docker-registry")
+                .arg("serve")
+                .arg(&file)
+                .stdin(Stdio::null())
+                .stdout(log.try_clone()?)
+                .stderr(log)
+                .spawn()
+                .context("cannot start docker-registry; `make deps` installs it")?;
+            let mut registry = Self { child, port };
+            let address = registry.address();
+            let up = wait_for("docker-registry listening", Duration::from_secs(10), || {
+                if let Ok(Some(status)) = registry.child.try_wait() {
+                    return Some(Err(status)); // Another program took the port in between: try the next one.
+                }
+                std::net::TcpStream::connect(&address).ok().map(|_| Ok(()))
+            })?;
+            if up.is_ok() {
+                return Ok(registry);
+            }
+        }
+        bail!("docker-registry ended five times as it started")
+    }
+
+    /// `127.0.0.1:port`.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// The reference of `name` (with its tag) in this registry.
+    pub fn reference(&self, name: &str) -> String {
+        format!("127.0.0.1:{}/{name}", self.port)
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// A port that nobody listens on at this moment.
+///
+/// # Errors
+/// If the kernel gives none.
+pub fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
