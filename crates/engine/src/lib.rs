@@ -1,1 +1,42 @@
-//! The verbs of the engine: pull, create, start and the rest. Knows no HTTP.
+//! The verbs of the engine: pull, load, create, start, wait, remove and the rest. Knows no HTTP and no JSON of the API
+//! beyond the names of the objects that it stores.
+//!
+//! E1  Any rule that a second front end would need is here; `daemon` parses, routes and renders.
+//! E2  `Ok` from a verb that stores something means durable (P1): its record was synced before the verb returned, and
+//!     the verb's events are sent after that.
+//! E3  Blocking work (store, snapshotter, runtime) runs behind one [`Door`](door): a bounded pool of threads. A job
+//!     that has entered runs to its end, even if its caller has gone.
+//! E4  No lock is held across an `.await`.
+//! E5  Durable facts (images, tags, a container's configuration) are in the store; PIDs, exit codes and restart counts
+//!     are in the exec root and may be lost by a reboot.
+
+#![forbid(unsafe_code)]
+
+mod config;
+mod container;
+mod door;
+mod engine;
+mod error;
+mod events;
+mod image;
+mod info;
+mod progress;
+mod time;
+
+pub use config::{EngineConfig, Limits};
+pub use container::{
+    AttachRequest, Attachment, AttachmentInput, AttachmentOutput, ContainerConfig, ContainerDetails, ContainerState,
+    ContainerStatus, CreateRequest, Created, DeviceMapping, Exit, ExitWait, ExportStream, HealthConfig, HostConfig,
+    LogConfig, LogLine, LogStream, LogsRequest, Mount, MountPoint, OutputFrame, OutputStream, PortBinding, PruneFilter,
+    RemoveContainer, RestartPolicy, StopRequest, Ulimit, WaitCondition,
+};
+pub use engine::Engine;
+pub use error::{EngineError, Kind};
+pub use events::{Actor, Event, EventQuery, EventStream, EventType};
+pub use image::{
+    GraphDriver, HistoryItem, ImageDeletion, ImageDetails, ImageSummary, LoadRequest, Pruned, PullRequest, Pulled,
+    RegistryAuth, RemoveImage,
+};
+pub use info::{DiskUsage, EngineInfo};
+pub use progress::{LayerPhase, Progress, ProgressSender, progress_channel};
+pub use time::Timestamp;

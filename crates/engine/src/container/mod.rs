@@ -1,0 +1,47 @@
+//! Containers: what they are told (`config`, `host_config`), what they are (`view`), how they are talked to (`streams`).
+
+mod config;
+mod host_config;
+mod streams;
+mod view;
+
+pub use config::{ContainerConfig, CreateRequest, Created, HealthConfig};
+pub use host_config::{DeviceMapping, HostConfig, LogConfig, Mount, PortBinding, RestartPolicy, Ulimit};
+pub use streams::{
+    AttachRequest, Attachment, AttachmentInput, AttachmentOutput, Exit, ExitWait, ExportStream, LogLine, LogStream,
+    LogsRequest, OutputFrame, OutputStream, WaitCondition,
+};
+pub use view::{ContainerDetails, ContainerState, ContainerStatus, MountPoint};
+
+use crate::time::Timestamp;
+
+/// How a container is stopped.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StopRequest {
+    /// Name or number; `None`: the container's `StopSignal`, else SIGTERM.
+    pub signal: Option<String>,
+    /// Seconds until SIGKILL: -1 waits for ever, `None` takes the container's `StopTimeout`, else the engine's.
+    pub timeout_seconds: Option<i64>,
+}
+
+/// How a container is removed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RemoveContainer {
+    /// Kill it first if it runs.
+    pub force: bool,
+    /// Remove its anonymous volumes too.
+    pub volumes: bool,
+}
+
+/// Which stopped containers (or unused images) a prune takes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PruneFilter {
+    /// Only what was created before.
+    pub until: Option<Timestamp>,
+    /// `key` or `key=value`: all must match.
+    pub labels: Vec<String>,
+    /// `key` or `key=value`: none may match.
+    pub not_labels: Vec<String>,
+    /// Images: `true` takes only untagged ones, `false` all unused. Containers ignore it.
+    pub dangling_only: bool,
+}

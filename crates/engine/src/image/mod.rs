@@ -1,0 +1,167 @@
+//! Images: what the store holds of them and what a pull, load or removal answers.
+
+use std::fmt;
+
+use baleen_oci::{Platform, Reference, RunConfig};
+
+use crate::time::Timestamp;
+
+/// What a pull is asked for.
+#[derive(Debug)]
+pub struct PullRequest {
+    /// With a tag or a digest (no tag means `latest`; all tags of a repository is not implemented yet).
+    pub reference: Reference,
+    /// `None`: the engine's own.
+    pub platform: Option<Platform>,
+    /// The client's credentials.
+    pub auth: RegistryAuth,
+}
+
+/// The raw `X-Registry-Auth` header of a request: never shown, stored or logged.
+#[derive(Clone, Default)]
+pub struct RegistryAuth(pub(crate) Option<String>);
+
+impl RegistryAuth {
+    /// No credentials.
+    pub fn anonymous() -> Self {
+        Self(None)
+    }
+
+    /// Takes the header's value; undecodable ones count as anonymous on a pull.
+    pub fn from_header(value: &str) -> Self {
+        Self(Some(value.to_owned()))
+    }
+}
+
+impl fmt::Debug for RegistryAuth {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(if self.0.is_some() { "RegistryAuth(given)" } else { "RegistryAuth(anonymous)" })
+    }
+}
+
+/// What a pull did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pulled {
+    /// The image's ID, `sha256:…`.
+    pub image_id: String,
+    /// The digest that the reference was resolved to.
+    pub digest: String,
+    /// Whether the tag was this image already.
+    pub up_to_date: bool,
+    /// Bytes of layers received from the registry by this pull, retries included.
+    pub fetched_bytes: u64,
+}
+
+/// An entry of the image list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageSummary {
+    /// `sha256:…`.
+    pub id: String,
+    /// Familiar `name:tag`, sorted.
+    pub repo_tags: Vec<String>,
+    /// Familiar `name@digest`, sorted.
+    pub repo_digests: Vec<String>,
+    /// When it was built, as its configuration says.
+    pub created: Option<Timestamp>,
+    /// Bytes of its layers, unpacked.
+    pub size_bytes: u64,
+    /// Labels of its configuration.
+    pub labels: Option<std::collections::BTreeMap<String, String>>,
+    /// Containers made from it.
+    pub containers: u64,
+}
+
+/// What inspect tells of an image.
+#[derive(Debug, Clone)]
+pub struct ImageDetails {
+    /// The entry of the list.
+    pub summary: ImageSummary,
+    /// As built.
+    pub comment: String,
+    /// As built.
+    pub author: String,
+    /// Of the engine that built it.
+    pub docker_version: String,
+    /// What a container of it is told.
+    pub config: RunConfig,
+    /// `amd64`.
+    pub architecture: String,
+    /// `v8`, or empty.
+    pub variant: String,
+    /// `linux`.
+    pub os: String,
+    /// Or empty.
+    pub os_version: String,
+    /// Where its layers lie.
+    pub graph_driver: GraphDriver,
+    /// `sha256:…`, bottom first.
+    pub diff_ids: Vec<String>,
+    /// When a tag of it last moved, if known.
+    pub last_tagged: Option<Timestamp>,
+}
+
+/// overlay2's directories, as paths that `mount -t overlay` accepts.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GraphDriver {
+    /// `fs` of the lower layers, top first. (An image's own top layer is `upper_dir`, as in Docker.)
+    pub lower_dirs: Vec<String>,
+    /// The container's upper, or an image's top layer.
+    pub upper_dir: Option<String>,
+    /// The container's work directory.
+    pub work_dir: Option<String>,
+    /// Where the container's view is mounted while it runs.
+    pub merged_dir: Option<String>,
+}
+
+/// A line of an image's history, newest first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HistoryItem {
+    /// The image's ID for the newest, `None` (`<missing>`) for the rest.
+    pub id: Option<String>,
+    /// When.
+    pub created: Option<Timestamp>,
+    /// The step.
+    pub created_by: String,
+    /// Names of the image, for the newest.
+    pub tags: Vec<String>,
+    /// Bytes of its layer, 0 for a step without one.
+    pub size_bytes: u64,
+    /// Free text.
+    pub comment: String,
+}
+
+/// How an image is removed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RemoveImage {
+    /// Also if stopped containers or several tags use it.
+    pub force: bool,
+    /// Keep untagged parents (nothing here has any).
+    pub no_prune: bool,
+}
+
+/// One thing that a removal did, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ImageDeletion {
+    /// A tag or `name@digest` is gone.
+    Untagged(String),
+    /// An image is gone (`sha256:…`).
+    Deleted(String),
+}
+
+/// What a prune did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pruned<T> {
+    /// What is gone.
+    pub deleted: Vec<T>,
+    /// Bytes that are free now and were not before.
+    pub reclaimed_bytes: u64,
+}
+
+/// How an archive is loaded.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LoadRequest {
+    /// No progress, only what was loaded.
+    pub quiet: bool,
+    /// `None`: the engine's own.
+    pub platform: Option<Platform>,
+}
