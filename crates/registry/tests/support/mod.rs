@@ -1,0 +1,43 @@
+//! What the tests of this crate share: a scratch directory and a way to skip honestly.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// A directory that is removed with its content when dropped.
+pub(crate) struct Scratch(PathBuf);
+
+impl Scratch {
+    pub(crate) fn new(name: &str) -> Scratch {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("baleen-registry-{name}-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&path).expect("a scratch directory");
+        Scratch(path)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Runs a test on a runtime like the daemon's: one thread.
+pub(crate) fn run<T>(test: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let limit = std::time::Duration::from_secs(60);
+        tokio::time::timeout(limit, test).await.expect("the test ends within a minute")
+    })
+}
+
+/// Says that a test cannot run here; in CI that is a failure.
+#[allow(dead_code)] // Not every test binary needs it.
+pub(crate) fn skipped(test: &str, reason: &str) {
+    assert!(std::env::var("CI").is_err(), "{test} cannot run: {reason}");
+    eprintln!("SKIPPED: {test}: {reason}");
+}
