@@ -18,5 +18,6 @@ pub mod random;
 pub mod registry;
 pub mod scratch;
 pub mod skip;
+pub mod store;
 pub mod stub;
 pub mod tree;

@@ -115,18 +115,18 @@ impl Stub {
 
     /// Serves `image` as `name:tag` and by its digest.
     pub fn add(&self, name: &str, tag: &str, image: &Image) {
-        for reference in [tag.to_owned(), image.digest()] {
-            self.add_manifest(name, &reference, &image.manifest_type, &image.manifest);
-        }
+        self.add_manifest(name, tag, &image.manifest_type, &image.manifest);
         for (digest, bytes) in image.blobs() {
             self.add_blob(&digest, bytes);
         }
     }
 
-    /// Serves these bytes as the manifest `reference` (a tag or a digest) of `name`.
+    /// Serves these bytes as the manifest `reference` (a tag or a digest) of `name`, and by their own digest as registries do.
     pub fn add_manifest(&self, name: &str, reference: &str, media_type: &str, bytes: &[u8]) {
-        let key = (name.to_owned(), reference.to_owned());
-        self.state.manifests.lock().expect("stub").insert(key, (media_type.to_owned(), bytes.to_vec()));
+        let mut manifests = self.state.manifests.lock().expect("stub");
+        for reference in [crate::image::digest(bytes), reference.to_owned()] {
+            manifests.insert((name.to_owned(), reference), (media_type.to_owned(), bytes.to_vec()));
+        }
     }
 
     /// Serves these bytes as the blob `digest`, whether they are or not.
