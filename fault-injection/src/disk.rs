@@ -463,9 +463,6 @@ fn component(name: &[u8]) -> io::Result<()> {
     if name.is_empty() || name == b"." || name == b".." || name.contains(&b'/') || name.contains(&0) {
         return Err(Errno::INVAL.into());
     }
-    if name.len() > NAME_BYTES_MAX {
-        return Err(Errno::NAMETOOLONG.into());
-    }
     Ok(())
 }
 
@@ -541,15 +538,12 @@ impl Inner {
     /// The directory of a handle, and the path of a name in it.
     fn slot(&self, dir: &Handle, name: &[u8]) -> io::Result<(u64, Arc<str>)> {
         let open = self.open(dir)?;
-        component(name).or_else(|error| {
-            // A name too long is found out by the directory; what is no name at all by the port before.
-            if error.raw_os_error() == Some(libc::ENAMETOOLONG) && self.tree.names(open.inode).is_none() {
-                return Err(Errno::NOTDIR.into());
-            }
-            Err(error)
-        })?;
+        component(name)?;
         if self.tree.names(open.inode).is_none() {
             return Err(Errno::NOTDIR.into());
+        }
+        if name.len() > NAME_BYTES_MAX {
+            return Err(Errno::NAMETOOLONG.into());
         }
         Ok((open.inode, child_path(&open.path, name)))
     }

@@ -169,6 +169,15 @@ impl Recording {
         SimulatedDisk::with_tree(walk.build(state))
     }
 
+    /// The tree with nothing lost.
+    pub(crate) fn tree_at_end(&self) -> Tree {
+        let mut walk = Walk::new(self, None);
+        walk.advance(u64::MAX);
+        let mut tree = walk.replay(|_, ()| Fate::Kept, &mut ());
+        tree.mount();
+        tree
+    }
+
     /// The state in words: what was not durable, and what became of it.
     pub fn describe(&self, state: &CrashState) -> String {
         let mut walk = Walk::new(self, None);

@@ -1,0 +1,780 @@
+//! The harness: runs a workload once, then puts it through every cut, every error and every missing barrier.
+//!
+//! X1  A state is judged once for each set of acknowledgements: equal trees need no second look.
+//! X2  Nothing is left out in silence: what was made, judged and skipped as equal is counted in the [`Report`].
+//! X3  A conviction names a [`Replay`]; [`replay`] runs exactly that again.
+//!
+//! ```
+//! use baleen_fault_injection::{Exploration, Journal, Scenario, SimulatedDisk, explore};
+//! use baleen_store::{Access, Disk, read_file};
+//!
+//! /// Writes a greeting so that it is there whole once that was acknowledged, and otherwise not at all.
+//! struct Greeting;
+//!
+//! impl Scenario for Greeting {
+//!     type Ack = ();
+//!     type Opened = Option<Vec<u8>>;
+//!
+//!     fn name(&self) -> String {
+//!         "greeting".to_owned()
+//!     }
+//!
+//!     fn prepare(&self, _: &SimulatedDisk) -> Result<(), String> {
+//!         Ok(())
+//!     }
+//!
+//!     fn workload(&self, disk: &SimulatedDisk, journal: &mut Journal<()>) -> Result<(), String> {
+//!         let write = || -> std::io::Result<()> {
+//!             let root = disk.root()?;
+//!             let file = disk.create_file(&root, b"new", 0o600)?;
+//!             disk.write_at(&file, b"hello", 0)?;
+//!             disk.sync(&file)?; // Without it the name could be kept and the contents lost: convicted.
+//!             disk.rename(&root, b"new", &root, b"greeting")?;
+//!             disk.sync(&root)
+//!         };
+//!         write().map_err(|error| error.to_string())?;
+//!         journal.acknowledge(());
+//!         Ok(())
+//!     }
+//!
+//!     fn recover(&self, disk: &SimulatedDisk) -> Result<Option<Vec<u8>>, String> {
+//!         let root = disk.root().map_err(|error| error.to_string())?;
+//!         match disk.open_file(&root, b"greeting", Access::Read) {
+//!             Ok(file) => read_file(disk, &file, 100).map(Some).map_err(|error| error.to_string()),
+//!             Err(_) => Ok(None),
+//!         }
+//!     }
+//!
+//!     fn judge(&self, _: &SimulatedDisk, greeting: &Option<Vec<u8>>, acks: &[()]) -> Result<(), String> {
+//!         match greeting {
+//!             Some(greeting) if greeting == b"hello" => Ok(()),
+//!             None if acks.is_empty() => Ok(()),
+//!             other => Err(format!("after {} acknowledgements the greeting is {other:?}", acks.len())),
+//!         }
+//!     }
+//! }
+//!
+//! let report = explore(&Greeting, &Exploration::default());
+//! println!("{report}");
+//! report.assert_clean();
+//! ```
+
+use std::collections::HashSet;
+use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use rustix::io::Errno;
+
+use crate::change::{CrashState, Fate};
+use crate::disk::SimulatedDisk;
+use crate::fault::{Fault, When};
+use crate::record::{Barrier, Recording, Subsets, Walk};
+use crate::replay::{Mishap, Replay, Then};
+use crate::tree::Tree;
+
+/// What is explored: a workload, how to recover from a cut in it, and what must be true then.
+///
+/// The workload must do the same calls each time it runs, without threads of its own that touch the disk.
+pub trait Scenario: Sync {
+    /// A promise made to a user while the workload ran.
+    type Ack: Clone + fmt::Debug + Hash + Send + Sync;
+    /// What recovery gives: an opened store, or what was found.
+    type Opened;
+
+    /// Names the scenario in reports.
+    fn name(&self) -> String;
+
+    /// Makes what is on the disk, durably, before the workload. Runs once; nothing is cut.
+    ///
+    /// # Errors
+    /// Any is a broken test.
+    fn prepare(&self, disk: &SimulatedDisk) -> Result<(), String>;
+
+    /// Opens what it needs, does the work, and acknowledges to `journal` what a user would be told is done.
+    ///
+    /// # Errors
+    /// Any, where a mishap was injected; none otherwise.
+    fn workload(&self, disk: &SimulatedDisk, journal: &mut Journal<Self::Ack>) -> Result<(), String>;
+
+    /// Recovers, as the next start does.
+    ///
+    /// # Errors
+    /// Only if a call on the disk failed. An error without one is a conviction.
+    fn recover(&self, disk: &SimulatedDisk) -> Result<Self::Opened, String>;
+
+    /// Judges what recovery gave against what had been acknowledged.
+    ///
+    /// # Errors
+    /// The promise that is broken.
+    fn judge(&self, disk: &SimulatedDisk, opened: &Self::Opened, acks: &[Self::Ack]) -> Result<(), String>;
+
+    /// What a user sees after recovery. A cut after that and the next recovery must show the same: what was once seen
+    /// is not lost, and what was seen to be gone does not return. Nothing by default.
+    fn facts(&self, _disk: &SimulatedDisk, _opened: &Self::Opened) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// Acknowledgements in order, each with the number of steps before it.
+#[derive(Debug)]
+pub struct Journal<A> {
+    disk: SimulatedDisk,
+    acks: Vec<A>,
+    at: Vec<u64>,
+}
+
+impl<A> Journal<A> {
+    fn new(disk: &SimulatedDisk) -> Self {
+        Self { disk: disk.clone(), acks: Vec::new(), at: Vec::new() }
+    }
+
+    /// Notes a promise: from here on it must survive any cut.
+    pub fn acknowledge(&mut self, ack: A) {
+        self.at.push(self.disk.steps());
+        self.acks.push(ack);
+    }
+
+    /// What had been acknowledged when the power went before step `cut`.
+    fn before(&self, cut: u64) -> &[A] {
+        &self.acks[..self.at.partition_point(|at| *at <= cut)]
+    }
+}
+
+/// What is tried.
+#[derive(Debug, Clone)]
+pub struct Exploration {
+    /// States of each cut of the workload.
+    pub subsets: Subsets,
+    /// States of each cut of a recovery; `None` cuts no recovery.
+    pub recovery: Option<Subsets>,
+    /// States of the cut that follows an error.
+    pub after_error: Subsets,
+    /// Each step of the workload fails once with each of these.
+    pub errors: Vec<Errno>,
+    /// The disk gets full at each step.
+    pub full_disk: bool,
+    /// The disk turns read-only at each step.
+    pub read_only: bool,
+    /// Each call of a recovery fails once, for the recovery from the state in which all is kept.
+    pub errors_in_recovery: bool,
+    /// Each barrier is skipped once, which must be convicted.
+    pub skip_barriers: bool,
+    /// Barriers that may be skipped without harm: a part of [`Barrier::what`], and why it is there all the same.
+    pub barriers_kept: Vec<(String, String)>,
+    /// Threads to use.
+    pub threads: usize,
+    /// Convictions after which it stops.
+    pub convictions_max: usize,
+}
+
+impl Default for Exploration {
+    fn default() -> Self {
+        Self {
+            subsets: Subsets::default(),
+            recovery: Some(Subsets::few(2)),
+            after_error: Subsets { random: 8, ..Subsets::default() },
+            errors: vec![Errno::IO],
+            full_disk: true,
+            read_only: true,
+            errors_in_recovery: true,
+            skip_barriers: true,
+            barriers_kept: Vec::new(),
+            threads: 2,
+            convictions_max: 3,
+        }
+    }
+}
+
+impl Exploration {
+    /// Only power cuts of the workload and of recovery.
+    pub fn cuts_only() -> Self {
+        Self {
+            errors: Vec::new(),
+            full_disk: false,
+            read_only: false,
+            errors_in_recovery: false,
+            skip_barriers: false,
+            ..Self::default()
+        }
+    }
+}
+
+/// A state or an error in which a promise is broken.
+#[derive(Debug, Clone)]
+pub struct Conviction {
+    /// Runs it again: [`replay`].
+    pub replay: Replay,
+    /// What had happened, in words.
+    pub circumstances: String,
+    /// What is broken.
+    pub complaint: String,
+}
+
+impl fmt::Display for Conviction {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { replay, circumstances, complaint } = self;
+        write!(formatter, "{complaint}\n{circumstances}\nreplay: {replay}")
+    }
+}
+
+/// What was tried and what was found.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// The scenario.
+    pub name: String,
+    /// Steps of the workload; the power was cut before each and after the last.
+    pub steps: u64,
+    /// Its barriers.
+    pub barriers: Vec<Barrier>,
+    /// Acknowledgements.
+    pub acknowledgements: usize,
+    /// States made of these cuts.
+    pub states: u64,
+    /// Those that differed and were recovered and judged, here and after errors.
+    pub judged: u64,
+    /// Cuts of recoveries.
+    pub recovery_cuts: u64,
+    /// States made of those.
+    pub recovery_states: u64,
+    /// Runs with an error, a full or a read-only disk.
+    pub error_runs: u64,
+    /// Recoveries with an error.
+    pub recovery_errors: u64,
+    /// Barriers whose absence was convicted.
+    pub barriers_needed: usize,
+    /// Barriers whose absence nothing convicted and that no reason keeps.
+    pub barriers_idle: Vec<Barrier>,
+    /// Barriers whose absence nothing convicted, with the reason given.
+    pub barriers_kept: Vec<(Barrier, String)>,
+    /// What was found.
+    pub convictions: Vec<Conviction>,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            formatter,
+            "{}: {} steps, {} barriers ({} needed, {} kept with a reason), {} acknowledgements, {} states, {} recovery \
+             cuts with {} states, {} different ones judged, {} runs with errors, {} recoveries with errors",
+            self.name,
+            self.steps,
+            self.barriers.len(),
+            self.barriers_needed,
+            self.barriers_kept.len(),
+            self.acknowledgements,
+            self.states,
+            self.recovery_cuts,
+            self.recovery_states,
+            self.judged,
+            self.error_runs,
+            self.recovery_errors,
+        )
+    }
+}
+
+impl Report {
+    /// Panics with every conviction and every barrier that nothing needs.
+    ///
+    /// # Panics
+    /// If there is one.
+    pub fn assert_clean(&self) {
+        let mut text = String::new();
+        for conviction in &self.convictions {
+            text.push_str(&format!("\n{}: {conviction}\n", self.name));
+        }
+        for barrier in &self.barriers_idle {
+            let Barrier { number, step, what } = barrier;
+            text.push_str(&format!(
+                "\n{}: barrier {number} (step {step}, `{what}`) can be skipped without harm: drop it or say why it is \
+                 kept\n",
+                self.name
+            ));
+        }
+        assert!(text.is_empty(), "{text}");
+    }
+}
+
+/// Explores a scenario.
+///
+/// # Panics
+/// If it fails without any mishap: then the test is broken, not the promise.
+pub fn explore<S: Scenario>(scenario: &S, exploration: &Exploration) -> Report {
+    let explorer = Explorer::new(scenario, exploration);
+    let run = explorer.run(None);
+    if let Err(error) = &run.result {
+        panic!("{}: the workload fails without any mishap: {error}", scenario.name());
+    }
+    let mut report = Report {
+        name: scenario.name(),
+        steps: run.recording.steps(),
+        barriers: run.recording.barriers(),
+        acknowledgements: run.journal.acks.len(),
+        ..Report::default()
+    };
+    explorer.cuts(&run);
+    if !explorer.is_done() {
+        explorer.mishaps(run.recording.steps());
+    }
+    if exploration.errors_in_recovery && !explorer.is_done() {
+        explorer.errors_in_recovery(&run);
+    }
+    if exploration.skip_barriers && !explorer.is_done() {
+        explorer.skips(&run, &mut report);
+    }
+    let Explorer { counts, convictions, .. } = explorer;
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    report.states = count(&counts.states);
+    report.judged = count(&counts.judged);
+    report.recovery_cuts = count(&counts.recovery_cuts);
+    report.recovery_states = count(&counts.recovery_states);
+    report.error_runs = count(&counts.error_runs);
+    report.recovery_errors = count(&counts.recovery_errors);
+    report.convictions = convictions.into_inner().unwrap_or_else(PoisonError::into_inner);
+    report
+}
+
+/// Runs one [`Replay`] of a scenario again and says what is broken, with the circumstances and the disk in words.
+///
+/// # Errors
+/// The conviction, if there is one.
+///
+/// # Panics
+/// If the replay is not of this scenario.
+pub fn replay<S: Scenario>(scenario: &S, replay: &Replay) -> Result<(), Conviction> {
+    let exploration = Exploration::default();
+    let explorer = Explorer::new(scenario, &exploration);
+    let run = explorer.run(replay.mishap);
+    let mut circumstances = String::new();
+    let mut disk = run.disk.clone();
+    let mut recording = run.recording.clone();
+    let mut acks: &[S::Ack] = &run.journal.acks;
+    let convict = |circumstances: String, complaint: String, disk: &SimulatedDisk| Conviction {
+        replay: replay.clone(),
+        circumstances: format!("{circumstances}\nthe disk then:\n{}", disk.describe()),
+        complaint,
+    };
+    let mut seen: Option<Vec<String>> = None;
+    for (at, then) in replay.then.iter().enumerate() {
+        match then {
+            Then::Cut(state) => {
+                circumstances.push_str(&recording.describe(state));
+                circumstances.push('\n');
+                if at == 0 {
+                    acks = run.journal.before(state.cut);
+                }
+                if state.cut < recording.steps() {
+                    seen = None; // Cut before it was shown.
+                }
+                disk = recording.reboot(state);
+            }
+            Then::Reopen => circumstances.push_str("opened again in the same boot\n"),
+            Then::ErrorInRecovery(call) => {
+                circumstances.push_str(&format!("call {call} of the recovery failed\n"));
+                disk.inject(Fault { when: When::Call(*call), errno: Errno::IO });
+                let _ = explorer.recover(&disk);
+                disk.clear_faults();
+            }
+        }
+        circumstances.push_str(&format!("the disk before recovery:\n{}", disk.describe()));
+        if matches!(run.mishap, Some(Mishap::Full(_))) && matches!(then, Then::Cut(_)) {
+            disk.set_capacity(Some(disk.used_bytes()));
+            let _ = explorer.recover(&disk);
+            disk.set_capacity(None);
+        }
+        match explorer.recover_and_judge(&disk, acks) {
+            Ok(recovered) => {
+                if let Some(seen) = seen.replace(recovered.facts.clone())
+                    && seen != recovered.facts
+                {
+                    return Err(convict(circumstances, changed(&seen, &recovered.facts), &disk));
+                }
+                recording = recovered.recording;
+            }
+            Err(complaint) => return Err(convict(circumstances, complaint, &disk)),
+        }
+    }
+    Ok(())
+}
+
+/// A run of the workload.
+struct Run<A> {
+    mishap: Option<Mishap>,
+    disk: SimulatedDisk,
+    recording: Recording,
+    journal: Journal<A>,
+    result: Result<(), String>,
+}
+
+struct Recovered {
+    recording: Recording,
+    facts: Vec<String>,
+}
+
+#[derive(Default)]
+struct Counts {
+    states: AtomicU64,
+    judged: AtomicU64,
+    recovery_cuts: AtomicU64,
+    recovery_states: AtomicU64,
+    error_runs: AtomicU64,
+    recovery_errors: AtomicU64,
+}
+
+fn add(counter: &AtomicU64, number: usize) {
+    counter.fetch_add(number as u64, Ordering::Relaxed);
+}
+
+struct Explorer<'a, S: Scenario> {
+    scenario: &'a S,
+    exploration: &'a Exploration,
+    prepared: Tree,
+    /// Trees and acknowledgements that were judged (X1).
+    judged: Mutex<HashSet<(u64, u64)>>,
+    counts: Counts,
+    convictions: Mutex<Vec<Conviction>>,
+}
+
+impl<'a, S: Scenario> Explorer<'a, S> {
+    fn new(scenario: &'a S, exploration: &'a Exploration) -> Self {
+        let disk = SimulatedDisk::new();
+        if let Err(error) = scenario.prepare(&disk) {
+            panic!("{}: the preparation fails: {error}", scenario.name());
+        }
+        Self {
+            scenario,
+            exploration,
+            prepared: disk.recording().tree_at_end(),
+            judged: Mutex::default(),
+            counts: Counts::default(),
+            convictions: Mutex::default(),
+        }
+    }
+
+    /// Runs the workload on a fresh copy of the prepared disk.
+    fn run(&self, mishap: Option<Mishap>) -> Run<S::Ack> {
+        let disk = SimulatedDisk::with_tree(self.prepared.clone());
+        match mishap {
+            None => {}
+            Some(Mishap::Error(step, errno)) => disk.fail_step(step, errno),
+            Some(Mishap::Full(step)) => disk.full_from(step),
+            Some(Mishap::ReadOnly(step)) => disk.read_only_from(step),
+            Some(Mishap::SkippedBarrier(number)) => disk.skip_barrier(number),
+        }
+        let mut journal = Journal::new(&disk);
+        let result = caught(|| self.scenario.workload(&disk, &mut journal));
+        disk.clear_faults();
+        Run { mishap, recording: disk.recording(), disk, journal, result }
+    }
+
+    fn is_done(&self) -> bool {
+        lock(&self.convictions).len() >= self.exploration.convictions_max
+    }
+
+    fn convict(&self, replay: Replay, circumstances: String, complaint: String) {
+        lock(&self.convictions).push(Conviction { replay, circumstances, complaint });
+    }
+
+    /// True if this tree with these acknowledgements was not judged before.
+    fn is_new(&self, tree: &Tree, acks: &[S::Ack]) -> bool {
+        let mut hasher = DefaultHasher::new();
+        acks.hash(&mut hasher);
+        lock(&self.judged).insert((tree.hash(), hasher.finish()))
+    }
+
+    fn recover(&self, disk: &SimulatedDisk) -> Result<S::Opened, String> {
+        caught(|| self.scenario.recover(disk))
+    }
+
+    fn recover_and_judge(&self, disk: &SimulatedDisk, acks: &[S::Ack]) -> Result<Recovered, String> {
+        add(&self.counts.judged, 1);
+        let opened = self.recover(disk).map_err(|error| format!("recovery fails: {error}"))?;
+        let recording = disk.recording();
+        let facts = caught(|| {
+            self.scenario.judge(disk, &opened, acks)?;
+            Ok(self.scenario.facts(disk, &opened))
+        })?;
+        Ok(Recovered { recording, facts })
+    }
+
+    /// Divides the numbers below `count` among the threads.
+    fn in_parallel(&self, count: u64, work: impl Fn(&mut dyn Iterator<Item = u64>) + Sync) {
+        let threads = self.exploration.threads.max(1) as u64;
+        std::thread::scope(|scope| {
+            for first in 0..threads {
+                let work = &work;
+                scope.spawn(move || {
+                    let mut numbers = (first..count).step_by(threads as usize).take_while(|_| !self.is_done());
+                    work(&mut numbers);
+                });
+            }
+        });
+    }
+
+    /// Every cut of the workload.
+    fn cuts(&self, run: &Run<S::Ack>) {
+        self.in_parallel(run.recording.steps() + 1, |cuts| {
+            let mut walk = Walk::new(&run.recording, None);
+            for cut in cuts {
+                walk.advance(cut);
+                let acks = run.journal.before(cut);
+                let states = walk.states(&self.exploration.subsets);
+                add(&self.counts.states, states.len());
+                for state in states {
+                    self.judge_cut(&walk, state, acks, &Replay::default());
+                }
+            }
+        });
+    }
+
+    /// Recovers from a state and judges it, and does so again from the states of every cut of that recovery.
+    fn judge_cut(&self, walk: &Walk<'_>, state: CrashState, acks: &[S::Ack], before: &Replay) {
+        let tree = walk.build(&state);
+        if self.is_done() || !self.is_new(&tree, acks) {
+            return;
+        }
+        let disk = SimulatedDisk::with_tree(tree);
+        let circumstances = || format!("{}{}", in_words(before), walk.describe(&state));
+        match self.recover_and_judge(&disk, acks) {
+            Err(complaint) => self.convict(before.and(Then::Cut(state.clone())), circumstances(), complaint),
+            Ok(recovered) => {
+                let before = before.and(Then::Cut(state.clone()));
+                self.judge_recovery(&recovered, acks, &before, &circumstances);
+            }
+        }
+    }
+
+    fn judge_recovery(
+        &self,
+        recovered: &Recovered,
+        acks: &[S::Ack],
+        before: &Replay,
+        circumstances: &dyn Fn() -> String,
+    ) {
+        let Some(subsets) = &self.exploration.recovery else { return };
+        let recording = &recovered.recording;
+        let mut walk = Walk::new(recording, None);
+        for cut in 0..=recording.steps() {
+            add(&self.counts.recovery_cuts, 1);
+            walk.advance(cut);
+            let states = walk.states(subsets);
+            add(&self.counts.recovery_states, states.len());
+            for state in states {
+                let tree = walk.build(&state);
+                // What was shown must be shown again, so the end of a recovery is looked at each time.
+                let was_shown = cut == recording.steps() && !recovered.facts.is_empty();
+                if self.is_done() || (!self.is_new(&tree, acks) && !was_shown) {
+                    continue;
+                }
+                let disk = SimulatedDisk::with_tree(tree);
+                let complaint = match self.recover_and_judge(&disk, acks) {
+                    Err(complaint) => complaint,
+                    Ok(again) if was_shown && again.facts != recovered.facts => changed(&recovered.facts, &again.facts),
+                    Ok(_) => continue,
+                };
+                let circumstances = format!("{}\nthen, in recovery, {}", circumstances(), walk.describe(&state));
+                self.convict(before.and(Then::Cut(state)), circumstances, complaint);
+            }
+        }
+    }
+
+    /// Every step with an error, with a full disk, with a read-only disk.
+    fn mishaps(&self, steps: u64) {
+        let Exploration { errors, full_disk, read_only, .. } = self.exploration;
+        let mut mishaps = Vec::new();
+        for step in 0..steps {
+            mishaps.extend(errors.iter().map(|errno| Mishap::Error(step, *errno)));
+            mishaps.extend(full_disk.then_some(Mishap::Full(step)));
+            mishaps.extend(read_only.then_some(Mishap::ReadOnly(step)));
+        }
+        self.in_parallel(mishaps.len() as u64, |numbers| {
+            for number in numbers {
+                self.judge_mishap(mishaps[number as usize]);
+            }
+        });
+    }
+
+    fn judge_mishap(&self, mishap: Mishap) {
+        add(&self.counts.error_runs, 1);
+        let before = Replay { mishap: Some(mishap), then: Vec::new() };
+        let run = self.run(Some(mishap));
+        let acks = &run.journal.acks;
+        if let Err(error) = &run.result
+            && error.starts_with(PANIC)
+        {
+            self.convict(before, in_words(&Replay { mishap: Some(mishap), then: Vec::new() }), error.clone());
+            return;
+        }
+        // The power goes.
+        let mut walk = Walk::new(&run.recording, None);
+        walk.advance(run.recording.steps());
+        for state in walk.states(&self.exploration.after_error) {
+            if let Mishap::Full(_) = mishap {
+                self.judge_cut_while_full(&walk, state, acks, &before);
+            } else {
+                self.judge_cut(&walk, state, acks, &before);
+            }
+        }
+        // Or only the process ends, and the page cache stays.
+        if self.is_done() {
+            return;
+        }
+        let before = before.and(Then::Reopen);
+        match self.recover_and_judge(&run.disk, acks) {
+            Err(complaint) => self.convict(before.clone(), in_words(&before), complaint),
+            // The record goes on through the reopening: all cuts after it follow from it.
+            Ok(recovered) => {
+                let mut walk = Walk::new(&recovered.recording, None);
+                walk.advance(recovered.recording.steps());
+                for state in walk.states(&self.exploration.after_error) {
+                    let disk = SimulatedDisk::with_tree(walk.build(&state));
+                    let complaint = match self.recover_and_judge(&disk, acks) {
+                        Err(complaint) => complaint,
+                        Ok(again) if again.facts != recovered.facts => changed(&recovered.facts, &again.facts),
+                        Ok(_) => continue,
+                    };
+                    let circumstances = format!("{}{}", in_words(&before), walk.describe(&state));
+                    self.convict(before.and(Then::Cut(state)), circumstances, complaint);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// As [`Explorer::judge_cut`], but the disk is still full at the first recovery, which may say so.
+    fn judge_cut_while_full(&self, walk: &Walk<'_>, state: CrashState, acks: &[S::Ack], before: &Replay) {
+        let tree = walk.build(&state);
+        if self.is_done() {
+            return;
+        }
+        let disk = SimulatedDisk::with_tree(tree);
+        disk.set_capacity(Some(disk.used_bytes()));
+        let first = self.recover(&disk).map(drop);
+        disk.set_capacity(None);
+        let complaint = match first {
+            Err(error) if error.starts_with(PANIC) => error,
+            _ => match self.recover_and_judge(&disk, acks) {
+                Err(complaint) => complaint,
+                Ok(_) => return,
+            },
+        };
+        let circumstances = format!("{}{}", in_words(before), walk.describe(&state));
+        self.convict(before.and(Then::Cut(state)), circumstances, complaint);
+    }
+
+    /// Each call of the recovery from the end of the workload, nothing lost or everything lost, fails once.
+    fn errors_in_recovery(&self, run: &Run<S::Ack>) {
+        let mut walk = Walk::new(&run.recording, None);
+        walk.advance(run.recording.steps());
+        let acks = &run.journal.acks;
+        let count = walk.states(&Subsets::few(0)).first().map_or(0, |state| state.fates.len());
+        for fate in [Fate::Kept, Fate::Lost] {
+            let state = CrashState { cut: run.recording.steps(), fates: vec![fate; count] };
+            let tree = walk.build(&state);
+            let clean = SimulatedDisk::with_tree(tree.clone());
+            let _ = self.recover(&clean);
+            self.in_parallel(clean.calls(), |calls| {
+                for call in calls {
+                    add(&self.counts.recovery_errors, 1);
+                    let disk = SimulatedDisk::with_tree(tree.clone());
+                    disk.inject(Fault { when: When::Call(call), errno: Errno::IO });
+                    let first = self.recover(&disk).map(drop);
+                    disk.clear_faults();
+                    let complaint = match first {
+                        Err(error) if error.starts_with(PANIC) => error,
+                        _ => match self.recover_and_judge(&disk, acks) {
+                            Err(complaint) => complaint,
+                            Ok(_) => continue,
+                        },
+                    };
+                    let replay = Replay::default().and(Then::Cut(state.clone())).and(Then::ErrorInRecovery(call));
+                    let circumstances = format!("{}\nthen call {call} of recovery failed", walk.describe(&state));
+                    self.convict(replay, circumstances, complaint);
+                }
+            });
+        }
+    }
+
+    /// Each barrier skipped, until a state convicts that.
+    fn skips(&self, run: &Run<S::Ack>, report: &mut Report) {
+        let needed = Mutex::new(vec![false; report.barriers.len()]);
+        self.in_parallel(report.barriers.len() as u64, |numbers| {
+            for number in numbers {
+                let is_needed = self.is_needed(run, &report.barriers[number as usize]);
+                lock(&needed)[number as usize] = is_needed;
+            }
+        });
+        let needed = needed.into_inner().unwrap_or_else(PoisonError::into_inner);
+        for (barrier, is_needed) in report.barriers.iter().zip(needed) {
+            let reason = self.exploration.barriers_kept.iter().find(|(what, _)| barrier.what.contains(what));
+            match (is_needed, reason) {
+                (true, _) => report.barriers_needed += 1,
+                (false, Some((_, reason))) => report.barriers_kept.push((barrier.clone(), reason.clone())),
+                (false, None) => report.barriers_idle.push(barrier.clone()),
+            }
+        }
+    }
+
+    fn is_needed(&self, run: &Run<S::Ack>, barrier: &Barrier) -> bool {
+        let mut walk = Walk::new(&run.recording, Some(barrier.number));
+        let mut seen = HashSet::new();
+        for cut in barrier.step + 1..=run.recording.steps() {
+            walk.advance(cut);
+            let acks = run.journal.before(cut);
+            for state in walk.states(&self.exploration.subsets) {
+                let tree = walk.build(&state);
+                // What an honest run can leave was judged already.
+                if !seen.insert((tree.hash(), acks.len())) || self.was_judged(&tree, acks) {
+                    continue;
+                }
+                if self.recover_and_judge(&SimulatedDisk::with_tree(tree), acks).is_err() {
+                    return true;
+                }
+            }
+        }
+        false
+    }
+
+    fn was_judged(&self, tree: &Tree, acks: &[S::Ack]) -> bool {
+        let mut hasher = DefaultHasher::new();
+        acks.hash(&mut hasher);
+        lock(&self.judged).contains(&(tree.hash(), hasher.finish()))
+    }
+}
+
+const PANIC: &str = "panicked: ";
+
+/// Runs it, and makes of a panic an error: an assertion that a state breaks is a finding about that state.
+fn caught<T>(run: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("with something that is no text");
+        Err(format!("{PANIC}{text}"))
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn in_words(before: &Replay) -> String {
+    let mut text = match before.mishap {
+        None => String::new(),
+        Some(Mishap::Error(step, errno)) => format!("step {step} failed with {errno:?}\n"),
+        Some(Mishap::Full(step)) => format!("the disk was full from step {step} on\n"),
+        Some(Mishap::ReadOnly(step)) => format!("the disk was read-only from step {step} on\n"),
+        Some(Mishap::SkippedBarrier(number)) => format!("barrier {number} was skipped\n"),
+    };
+    if before.then.contains(&Then::Reopen) {
+        text.push_str("opened again in the same boot\n");
+    }
+    text
+}
+
+fn changed(seen: &[String], now: &[String]) -> String {
+    let lost: Vec<&String> = seen.iter().filter(|fact| !now.contains(fact)).collect();
+    let new: Vec<&String> = now.iter().filter(|fact| !seen.contains(fact)).collect();
+    format!("what recovery had shown is different after a cut and the next recovery: gone {lost:?}, new {new:?}")
+}
