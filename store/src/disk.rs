@@ -273,6 +273,13 @@ pub trait Disk: Send + Sync {
     /// Makes everything written to the file system so far durable, contents and names (`syncfs`). See D4.
     fn barrier(&self, opened_before_writing: &Handle) -> io::Result<()>;
 
+    /// Tells whether [`Disk::barrier`] reports every error (kernels from 5.17); before, the errors of each file's
+    /// write-back must be asked for by [`Disk::write_back`] with [`WriteBack::Wait`], and those of the journal by
+    /// [`Disk::sync`].
+    fn barrier_reports_every_error(&self) -> bool {
+        true
+    }
+
     /// Starts, or waits for, the write-back of a range (`sync_file_range`): no barrier and no flush of the device.
     /// A length of 0 means up to the end of the file.
     fn write_back(&self, file: &Handle, offset: u64, length: u64, mode: WriteBack) -> io::Result<()>;

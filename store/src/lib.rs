@@ -2,11 +2,32 @@
 //!
 //! Bytes on disk: `docs/formats/`. The promises that this crate keeps: `docs/promises.md`.
 
+mod collect;
 mod disk;
+mod error;
+mod facts;
+mod format;
+mod group;
+mod layout;
+mod opening;
+mod owners;
+mod record;
+mod store;
 mod sys;
 mod system;
+mod trash;
+mod txn;
+mod wal;
 
+pub use collect::Removed;
 pub use disk::{
     Access, DirEntry, Disk, Handle, Metadata, NodeKind, Space, Timestamp, WriteBack, read_file, read_full_at,
 };
+pub use error::StoreError;
+pub use facts::{BlobFact, ContainerFact, Desired, ImageFact, LayerFact, LayerKey, PullFact, PullLayer, TagFact};
+pub use opening::Opened;
+pub use owners::{Owned, Owner};
+pub use store::{Lease, Store};
 pub use system::SystemDisk;
+pub use trash::Emptied;
+pub use txn::{Durability, Partial, StagedDir, Txn};

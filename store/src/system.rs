@@ -18,6 +18,7 @@ use crate::sys;
 pub struct SystemDisk {
     root: OwnedFd,
     uncached_writes: bool,
+    barrier_reports_every_error: bool,
 }
 
 impl SystemDisk {
@@ -29,8 +30,17 @@ impl SystemDisk {
     pub fn open(path: &Path) -> io::Result<Self> {
         let root = rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         let uncached_writes = sys::has_uncached_writes(&root);
-        Ok(Self { root, uncached_writes })
+        let release = rustix::system::uname();
+        let barrier_reports_every_error = kernel_version(release.release().to_bytes()) >= (5, 17);
+        Ok(Self { root, uncached_writes, barrier_reports_every_error })
     }
+}
+
+/// Major and minor version of a kernel release such as `6.1.0-13-amd64`.
+fn kernel_version(release: &[u8]) -> (u32, u32) {
+    let text = String::from_utf8_lossy(release);
+    let mut numbers = text.split(|letter: char| !letter.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 fn kernel(handle: &Handle) -> io::Result<BorrowedFd<'_>> {
@@ -331,6 +341,10 @@ impl Disk for SystemDisk {
         Ok(rustix::fs::syncfs(kernel(opened_before_writing)?)?)
     }
 
+    fn barrier_reports_every_error(&self) -> bool {
+        self.barrier_reports_every_error
+    }
+
     fn write_back(&self, file: &Handle, offset: u64, length: u64, mode: WriteBack) -> io::Result<()> {
         sys::sync_file_range(kernel(file)?, offset, length, mode)
     }
@@ -342,5 +356,18 @@ impl Disk for SystemDisk {
 
     fn lock(&self, file: &Handle) -> io::Result<()> {
         Ok(rustix::fs::flock(kernel(file)?, rustix::fs::FlockOperation::NonBlockingLockExclusive)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::kernel_version;
+
+    #[test]
+    fn a_kernel_release_is_read_up_to_its_minor_version() {
+        assert_eq!(kernel_version(b"6.1.0-13-amd64"), (6, 1));
+        assert_eq!(kernel_version(b"5.10.103-v7l+"), (5, 10));
+        assert_eq!(kernel_version(b"5.17"), (5, 17));
+        assert_eq!(kernel_version(b"odd"), (0, 0));
     }
 }

@@ -1,0 +1,199 @@
+//! Removal and collection: what nothing needs any more goes.
+//!
+//! C1  Roots are image records, containers (through their images), pull records and leases. Nothing else is.
+//! C2  No decision uses the wall clock: age is counted in log sequence.
+//! C3  Removal is record first, then one rename; a removed object's name is free before any later record for it.
+//! C4  A removal may use the log's reserve, so that a full disk never forbids it.
+
+use baleen_oci::{Digest, ImageId};
+
+use crate::error::{IoContext, StoreError};
+use crate::facts::{Facts, Record};
+use crate::layout::{Object, partial_blob};
+use crate::store::{State, Store};
+use crate::wal::Purpose;
+
+/// Pull records kept; the oldest go first.
+const PULLS_MAX: usize = 16;
+/// Records that one batch of a collection may have.
+const RECORDS_MAX: usize = 256;
+
+/// What a removal or a collection has taken away.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Removed {
+    /// Names that were removed, of tags.
+    pub tags: Vec<String>,
+    /// Images.
+    pub images: Vec<ImageId>,
+    /// Layers, by diff ID.
+    pub layers: Vec<Digest>,
+    /// Bytes of the files of those layers and blobs.
+    pub bytes: u64,
+}
+
+impl Store {
+    /// Removes a tag. The image stays.
+    ///
+    /// # Durability
+    /// Durable on `Ok`.
+    /// # Errors
+    /// `TagMissing`, `WritesStopped`, `Io`.
+    pub fn remove_tag(&self, name: &str) -> Result<(), StoreError> {
+        let mut txn = self.begin()?;
+        txn.remove_tag(name);
+        txn.commit()
+    }
+
+    /// Removes an image with all its tags, and what only it needed.
+    ///
+    /// # Durability
+    /// Durable on `Ok`; the blocks are free once the trash is emptied.
+    /// # Errors
+    /// `ImageMissing`, `ImageInUse`, `WritesStopped`, `Io`.
+    pub fn remove_image(&self, id: &ImageId) -> Result<Removed, StoreError> {
+        let _all = self.shared.reserve_all();
+        let mut records = Vec::new();
+        let mut removed = Removed::default();
+        {
+            let facts = &self.shared.state().facts;
+            if !facts.images.contains_key(id) {
+                return Err(StoreError::ImageMissing { image: id.to_string() });
+            }
+            if let Some((used, _)) = facts.containers.values().find(|(stated, _)| stated.fact.image == *id) {
+                return Err(StoreError::ImageInUse { image: id.to_string(), container: used.fact.id.clone() });
+            }
+            for stated in facts.tags.values().filter(|stated| stated.fact.image == *id) {
+                records.push(Record::TagRemoved(stated.fact.name.clone()));
+                removed.tags.push(stated.fact.name.clone());
+            }
+        }
+        records.push(Record::ImageRemoved(*id));
+        removed.images.push(*id);
+        self.remove(records, removed)
+    }
+
+    /// Removes a container with its folder.
+    ///
+    /// # Durability
+    /// Durable on `Ok`.
+    /// # Errors
+    /// `ContainerMissing`, `WritesStopped`, `Io`.
+    pub fn remove_container(&self, id: &str) -> Result<(), StoreError> {
+        let _all = self.shared.reserve_all();
+        if !self.shared.state().facts.containers.contains_key(id) {
+            return Err(StoreError::ContainerMissing { container: id.to_owned() });
+        }
+        self.remove(vec![Record::ContainerRemoved(id.to_owned())], Removed::default()).map(drop)
+    }
+
+    /// Removes what nothing needs: blobs, layers and partial layers without a root, and the oldest pull records beyond
+    /// a bound.
+    ///
+    /// # Durability
+    /// Durable on `Ok`.
+    /// # Errors
+    /// `WritesStopped`, `Io`.
+    pub fn collect(&self) -> Result<Removed, StoreError> {
+        let _all = self.shared.reserve_all();
+        let ended = {
+            let facts = &self.shared.state().facts;
+            let mut pulls: Vec<_> =
+                facts.pulls.values().map(|stated| (stated.sequence, stated.fact.manifest)).collect();
+            pulls.sort_unstable();
+            pulls.truncate(pulls.len().saturating_sub(PULLS_MAX));
+            pulls.into_iter().map(|(_, manifest)| Record::PullEnded(manifest)).collect()
+        };
+        self.remove(ended, Removed::default())
+    }
+
+    /// Gives up every pull that has not ended, then collects: what `system prune -a` asks for.
+    ///
+    /// # Durability
+    /// Durable on `Ok`.
+    /// # Errors
+    /// `WritesStopped`, `Io`.
+    pub fn forget_pulls(&self) -> Result<Removed, StoreError> {
+        let _all = self.shared.reserve_all();
+        let pulls: Vec<_> =
+            self.shared.state().facts.pulls.keys().map(|manifest| Record::PullEnded(*manifest)).collect();
+        self.remove(pulls, Removed::default())
+    }
+
+    /// Starts the log anew from a base segment that holds the present facts.
+    ///
+    /// # Durability
+    /// Durable on `Ok`.
+    /// # Errors
+    /// `FullDisk`, and then nothing has changed; `WritesStopped`, `Io`.
+    pub fn compact(&self) -> Result<(), StoreError> {
+        let mut wal = self.shared.log.wal();
+        let facts = self.shared.state().facts.clone();
+        wal.compact(&facts)
+    }
+
+    /// Records these removals and those that follow from them, then moves the objects to the trash (C3). The caller has
+    /// reserved everything.
+    fn remove(&self, mut records: Vec<Record>, mut removed: Removed) -> Result<Removed, StoreError> {
+        let (objects, partials) = {
+            let state = self.shared.state();
+            let mut after = state.facts.clone();
+            records.iter().for_each(|record| after.apply(0, record.clone()));
+            let (unreachable, objects) = unreachable(&state, &after, &mut removed);
+            let gone = records.iter().filter_map(|record| match record {
+                Record::ContainerRemoved(id) => Some(Object::Container(id.clone())),
+                _ => None,
+            });
+            let objects: Vec<Object> = gone.chain(objects).collect();
+            records.extend(unreachable);
+            let mut partials = after.reachable().partials;
+            partials.extend(state.partials.iter().copied());
+            (objects, partials)
+        };
+        // What was asked for is in the first batch; should the rest be cut, the next collection finds it again.
+        for batch in records.chunks(RECORDS_MAX) {
+            self.shared.log.append(&self.shared, batch.to_vec(), Purpose::Remove)?;
+        }
+        let tidied = self.remove_objects(&objects).and_then(|()| {
+            let dir = &self.shared.layout.partial;
+            for entry in self.shared.disk.read_dir(dir).context("list", || "partial".to_owned())? {
+                if !partial_blob(&entry.name).is_some_and(|blob| partials.contains(&blob)) {
+                    self.to_trash(dir, &entry.name)?;
+                }
+            }
+            Ok(())
+        });
+        if tidied.is_err() {
+            self.shared.log.wal().stop(); // A name is not free (C3): opening brings the tree after the log.
+        }
+        tidied?;
+        // An empty store gives back what its log took.
+        let mut wal = self.shared.log.wal();
+        let facts = self.shared.state().facts.clone();
+        if facts.is_empty() && !wal.is_minimal()? {
+            wal.compact(&facts)?;
+        }
+        Ok(removed)
+    }
+}
+
+/// The records and objects of what neither `after` nor a lease needs.
+fn unreachable(state: &State, after: &Facts, removed: &mut Removed) -> (Vec<Record>, Vec<Object>) {
+    let mut reachable = after.reachable();
+    for leased in state.leases.values() {
+        reachable.blobs.extend(leased.blobs.iter().copied());
+        reachable.layers.extend(leased.layers.iter().cloned());
+    }
+    let (mut records, mut objects) = (Vec::new(), Vec::new());
+    for (digest, (stated, _)) in after.blobs.iter().filter(|(digest, _)| !reachable.blobs.contains(digest)) {
+        records.push(Record::BlobRemoved(*digest));
+        objects.push(Object::Blob(*digest));
+        removed.bytes += stated.fact.size_bytes;
+    }
+    for (key, stated) in after.layers.iter().filter(|(key, _)| !reachable.layers.contains(key)) {
+        records.push(Record::LayerRemoved(key.clone()));
+        objects.push(Object::Layer(key.clone()));
+        removed.layers.push(key.diff_id.0);
+        removed.bytes += stated.fact.unpacked_size_bytes + stated.fact.recipe_size_bytes;
+    }
+    (records, objects)
+}

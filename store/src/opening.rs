@@ -1,0 +1,252 @@
+//! Opening: the final facts from the whole log first, then the tree once; never record by record.
+//!
+//! O1  A store of a newer format, or a directory that is none, is refused before anything is written.
+//! O2  A live object that is still where it was staged goes into place. If something stands there, that is older: its
+//!     removal was recorded before this object was, and only its rename is lost. It goes to the trash.
+//! O3  What no record names goes to the trash: it was never acknowledged, or its removal was.
+//! O4  Work depends on what was in flight: directories are listed, and nothing below an object is opened.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Condvar, Mutex};
+
+use baleen_oci::Digest;
+
+use crate::disk::{Access, Disk, Handle};
+use crate::error::{IoContext, StoreError};
+use crate::facts::{Facts, Record};
+use crate::format;
+use crate::group::LogQueue;
+use crate::layout::{DIRECTORIES, Layout, Object, exists, is_missing, partial_blob};
+use crate::store::{Shared, State, Store};
+use crate::trash::move_aside;
+use crate::wal::{Purpose, StoreId, Wal};
+
+/// What an opening found and did.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Opened {
+    /// Whether the store was made by this opening.
+    pub created: bool,
+    /// Whether it had been closed in order.
+    pub clean: bool,
+    /// Objects that were recorded and now got their names.
+    pub rolled_forward: Vec<String>,
+    /// Paths without a record that went to the trash.
+    pub discarded: Vec<String>,
+    /// Objects that are recorded and not there: damage. Layers and blobs among them are forgotten, so that a pull
+    /// fetches them again.
+    pub missing: Vec<String>,
+}
+
+impl Store {
+    /// Opens the store on `disk`, or makes one in an empty directory. `new_id` identifies a store that is made: random
+    /// bytes, unique to it.
+    ///
+    /// # Durability
+    /// On `Ok` everything that was ever acknowledged is in place and durable.
+    /// # Errors
+    /// `InUse`, `NewerFormat`, `NotAStore`, `SeveralMounts`, `Damaged`: nothing was changed. `FullDisk`, `Io`.
+    pub fn open(disk: Arc<dyn Disk>, new_id: [u8; 16]) -> Result<(Self, Opened), StoreError> {
+        let root = disk.root().context("open", || "the data root".to_owned())?;
+        let mut opened = Opened::default();
+        let found = format::read(disk.as_ref(), &root)?;
+        if found.is_none() {
+            check_empty(disk.as_ref(), &root)?;
+        }
+        let lock = take_lock(disk.as_ref(), &root)?;
+        let store_id = match found {
+            Some(store_id) => store_id,
+            None => {
+                opened.created = true;
+                create(disk.as_ref(), &root, new_id)?
+            }
+        };
+        disk.set_mode(&root, 0o700).context("set the mode of", || "the data root".to_owned())?;
+        let layout = Layout::open(disk.as_ref(), root)?;
+        let wal_dir = disk.open_dir(&layout.root, b"wal").context("open", || "wal".to_owned())?;
+        let (wal, replayed) = Wal::open(disk.clone(), wal_dir, store_id)?;
+        opened.clean = replayed.clean || opened.created;
+        let mut missing = Vec::new();
+        if !opened.clean {
+            missing = reconcile(disk.as_ref(), &layout, &replayed.facts, &mut opened)?;
+        }
+        let state = State { facts: replayed.facts, ..State::default() };
+        let store = Self {
+            shared: Arc::new(Shared {
+                disk,
+                layout,
+                log: LogQueue::new(wal),
+                state: Mutex::new(state),
+                released: Condvar::new(),
+                opened: replayed.opened,
+                counter: AtomicU64::new(0),
+                failed_barriers: AtomicU64::new(0),
+                _lock: lock,
+            }),
+        };
+        store.forget_missing(missing)?;
+        Ok((store, opened))
+    }
+
+    /// Notes in the log that nothing is in flight. The last act of an owner; later changes are refused.
+    ///
+    /// # Errors
+    /// `WritesStopped`, `Io`: the next opening then takes it for a power cut, and that is always right.
+    pub fn close(&self) -> Result<(), StoreError> {
+        let _all = self.shared.reserve_all();
+        let closed = self.shared.log.append(&self.shared, vec![Record::Closed], Purpose::Remove);
+        self.shared.log.wal().stop();
+        closed
+    }
+
+    /// Forgets layers and blobs whose folder is lost, so that the next pull fetches them.
+    fn forget_missing(&self, missing: Vec<Object>) -> Result<(), StoreError> {
+        let records: Vec<Record> = missing
+            .into_iter()
+            .filter_map(|object| match object {
+                Object::Blob(digest) => Some(Record::BlobRemoved(digest)),
+                Object::Layer(key) => Some(Record::LayerRemoved(key)),
+                Object::Container(_) => None,
+            })
+            .collect();
+        for batch in records.chunks(256) {
+            self.shared.log.append(&self.shared, batch.to_vec(), Purpose::Remove)?;
+        }
+        Ok(())
+    }
+}
+
+/// Refuses a directory that has anything but what a cut creation of a store leaves (O1).
+fn check_empty(disk: &dyn Disk, root: &Handle) -> Result<(), StoreError> {
+    for entry in disk.read_dir(root).context("list", || "the data root".to_owned())? {
+        let ours = DIRECTORIES.iter().any(|(name, _)| *name == entry.name);
+        let found = || String::from_utf8_lossy(&entry.name).into_owned();
+        if !ours && !matches!(&entry.name[..], b"LOCK" | b"FORMAT.new" | b"lost+found") {
+            return Err(StoreError::NotAStore { found: found() });
+        }
+        // `FORMAT` is written last, so nothing can have been stored yet. Else it was lost, and a person must look.
+        if ours && !matches!(&entry.name[..], b"wal" | b"blobs") {
+            let dir = disk.open_dir(root, &entry.name).context("open", found)?;
+            if let Some(inner) = disk.read_dir(&dir).context("list", found)?.first() {
+                let found = format!("{}/{} without FORMAT", found(), String::from_utf8_lossy(&inner.name));
+                return Err(StoreError::NotAStore { found });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn take_lock(disk: &dyn Disk, root: &Handle) -> Result<Handle, StoreError> {
+    let path = || "LOCK".to_owned();
+    let lock = match disk.create_file(root, b"LOCK", 0o600) {
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => disk.open_file(root, b"LOCK", Access::ReadWrite),
+        other => other,
+    };
+    let lock = lock.context("open", path)?;
+    match disk.lock(&lock) {
+        Err(error) if error.raw_os_error() == Some(libc::EWOULDBLOCK) => Err(StoreError::InUse),
+        other => other.context("lock", path).map(|()| lock),
+    }
+}
+
+/// Makes a store in an empty directory; `FORMAT` comes last, so that a store with it is whole.
+fn create(disk: &dyn Disk, root: &Handle, store_id: StoreId) -> Result<StoreId, StoreError> {
+    let path = || "the data root".to_owned();
+    let barrier = disk.root().context("open", path)?;
+    Layout::create(disk, root)?;
+    let wal = disk.open_dir(root, b"wal").context("open", || "wal".to_owned())?;
+    for entry in disk.read_dir(&wal).context("list", || "wal".to_owned())? {
+        // Of a creation that was cut, under another id.
+        disk.remove_file(&wal, &entry.name).context("remove", || "wal".to_owned())?;
+    }
+    Wal::create(disk, &wal, store_id)?;
+    disk.barrier(&barrier).context("sync", path)?;
+    format::write(disk, root, store_id)?;
+    Ok(store_id)
+}
+
+/// Brings the tree after the facts (O2, O3); gives the objects that are not there.
+fn reconcile(disk: &dyn Disk, layout: &Layout, facts: &Facts, opened: &mut Opened) -> Result<Vec<Object>, StoreError> {
+    let barrier = disk.root().context("open", || "the data root".to_owned())?;
+    for object in staged_by_live_records(disk, layout, facts)? {
+        let (from, name, object) = object;
+        let (place, target) = layout.place(&object);
+        if exists(disk, place, &target).context("look up", || object.path())? {
+            move_aside(disk, place, &target, &layout.trash, "trash")?;
+        }
+        disk.rename(&from, &name, place, &target).context("rename", || object.path())?;
+        opened.rolled_forward.push(object.path());
+    }
+    if !opened.rolled_forward.is_empty() {
+        // Before staging goes: what was rolled forward has its only other name there.
+        disk.barrier(&barrier).context("sync", || "the data root".to_owned())?;
+    }
+    for (dir, prefix) in [(&layout.staging, "staging"), (&layout.partial, "partial")] {
+        for entry in disk.read_dir(dir).context("list", || prefix.to_owned())? {
+            move_aside(disk, dir, &entry.name, &layout.trash, "trash")?;
+            opened.discarded.push(format!("{prefix}/{}", String::from_utf8_lossy(&entry.name)));
+        }
+    }
+    let mut missing = Vec::new();
+    let blobs = facts.blobs.keys().map(|digest| Object::Blob(*digest));
+    let layers = facts.layers.keys().map(|key| Object::Layer(key.clone()));
+    let containers = facts.containers.keys().map(|id| Object::Container(id.clone()));
+    let live: Vec<Object> = blobs.chain(layers).chain(containers).collect();
+    for (dir, prefix) in [
+        (&layout.blobs_sha256, "blobs/sha256"),
+        (&layout.blobs_sha512, "blobs/sha512"),
+        (&layout.layers, "layers"),
+        (&layout.containers, "containers"),
+    ] {
+        let mut names: std::collections::BTreeSet<Vec<u8>> =
+            disk.read_dir(dir).context("list", || prefix.to_owned())?.into_iter().map(|entry| entry.name).collect();
+        for object in live.iter().filter(|object| object.path().rsplit_once('/').is_some_and(|(dir, _)| dir == prefix))
+        {
+            if !names.remove(&layout.place(object).1) {
+                missing.push(object.clone());
+                opened.missing.push(object.path());
+            }
+        }
+        for name in names {
+            move_aside(disk, dir, &name, &layout.trash, "trash")?;
+            opened.discarded.push(format!("{prefix}/{}", String::from_utf8_lossy(&name)));
+        }
+    }
+    Ok(missing)
+}
+
+/// Every object that a live record names and that still stands where it was staged.
+fn staged_by_live_records(
+    disk: &dyn Disk,
+    layout: &Layout,
+    facts: &Facts,
+) -> Result<Vec<(Handle, Vec<u8>, Object)>, StoreError> {
+    let mut found = Vec::new();
+    for transaction in disk.read_dir(&layout.staging).context("list", || "staging".to_owned())? {
+        let path = || format!("staging/{}", String::from_utf8_lossy(&transaction.name));
+        let dir = match disk.open_dir(&layout.staging, &transaction.name) {
+            Err(error) if is_missing(&error) || error.raw_os_error() == Some(libc::ENOTDIR) => continue,
+            other => other.context("open", path)?,
+        };
+        let blobs = facts.blobs.iter().map(|(digest, (_, by))| (Object::Blob(*digest), *by));
+        let containers = facts.containers.iter().map(|(id, (_, by))| (Object::Container(id.clone()), *by));
+        let named: Vec<Object> = blobs
+            .chain(containers)
+            .filter(|(_, by)| by.folder().as_bytes() == transaction.name)
+            .map(|(object, _)| object)
+            .collect();
+        for entry in disk.read_dir(&dir).context("list", path)? {
+            if let Some(object) = named.iter().find(|object| object.staged_name() == entry.name) {
+                let from = disk.open_dir(&layout.staging, &transaction.name).context("open", path)?;
+                found.push((from, entry.name, object.clone()));
+            }
+        }
+    }
+    for entry in disk.read_dir(&layout.partial).context("list", || "partial".to_owned())? {
+        let blob: Option<Digest> = partial_blob(&entry.name);
+        if let Some(fact) = blob.as_ref().and_then(|blob| facts.layer_of_blob(blob)) {
+            let from = disk.open_dir(&layout.root, b"partial").context("open", || "partial".to_owned())?;
+            found.push((from, entry.name, Object::Layer(fact.key.clone())));
+        }
+    }
+    Ok(found)
+}
