@@ -26,7 +26,7 @@ fn layers_of_every_kind() -> Vec<Vec<Entry>> {
         Entry::file("bin/setuid", "program").mode(0o4755),
         Entry::file("bin/capable", "program").mode(0o755).xattr("security.capability", file_capability(1 << 10)),
         Entry::file("bin/noted", "text").xattr("user.note", "value").xattr("user.binary", vec![0, 1, 255]),
-        Entry::hardlink("bin/other-name", "bin/setuid"),
+        Entry::hardlink("bin/other-name", "bin/setuid").mode(0o4755),
         Entry::hardlink("absolute-link", "/bin/noted"),
         Entry::symlink("lib", "usr/lib"),
         Entry::symlink("dangling", "/no/such/place").owner(7, 8),
