@@ -224,10 +224,8 @@ impl Disk for SystemDisk {
 
     fn create_dir(&self, dir: &Handle, name: &[u8], mode: u32) -> io::Result<()> {
         rustix::fs::mkdirat(kernel(dir)?, component(name)?, Mode::from_raw_mode(mode & 0o700))?;
-        if mode & !0o700 != 0 {
-            exact_mode(kernel(dir)?, name, mode)?;
-        }
-        Ok(())
+        // Always: below a setgid directory it has that bit by now.
+        exact_mode(kernel(dir)?, name, mode)
     }
 
     fn create_symlink(&self, dir: &Handle, name: &[u8], target: &[u8]) -> io::Result<()> {
