@@ -81,7 +81,7 @@ impl Drop for Connection {
 const ADDRESSES_MAX: usize = 8;
 /// How long one address has before the next is tried beside it (RFC 8305 recommends it).
 const HEAD_START: Duration = Duration::from_millis(250);
-/// The largest head of an answer, and the largest piece of a body, in bytes.
+/// The largest head of an answer, in bytes; about as much is read ahead of a body.
 const BUFFER_BYTES_MAX: usize = 64 << 10;
 const HEADERS_MAX: usize = 128;
 

@@ -20,6 +20,8 @@ use crate::connect::{Connection, Dialer, Trust};
 use crate::error::RegistryError;
 use crate::url::{Origin, Scheme, Url};
 
+/// The largest piece of a body that is handed out, in bytes.
+const PIECE_BYTES_MAX: usize = 64 << 10;
 const KEPT_PER_HOST_MAX: usize = 4;
 const KEPT_MAX: usize = 16;
 /// Servers close idle connections after a minute or less; one that is about to go costs a failed request.
@@ -64,6 +66,8 @@ pub(crate) struct Answer {
 pub(crate) struct Body {
     host: String,
     incoming: Incoming,
+    /// Came already, beyond the largest piece that is handed out.
+    rest: Bytes,
     idle_wait: Duration,
     /// Goes back to be kept once the body has ended.
     connection: Option<(Arc<Transport>, Kept)>,
@@ -164,7 +168,7 @@ impl Transport {
         let (origin, trust) = (origin.clone(), trust.clone());
         let kept = Kept { origin, trust, since: Instant::now(), connection };
         let connection = Some((self.clone(), kept));
-        let body = Body { host, incoming, idle_wait: self.idle_wait, connection };
+        let body = Body { host, incoming, rest: Bytes::new(), idle_wait: self.idle_wait, connection };
         Ok(Answer { status: head.status, headers: head.headers, body, url: request.url.clone() })
     }
 
@@ -211,6 +215,9 @@ impl Body {
     }
 
     pub(crate) async fn chunk_within(&mut self, wait: Duration) -> Result<Option<Bytes>, RegistryError> {
+        if !self.rest.is_empty() {
+            return Ok(Some(self.piece()));
+        }
         loop {
             let Ok(frame) = timeout(wait, self.incoming.frame()).await else {
                 let (host, seconds) = (self.host.clone(), wait.as_secs());
@@ -228,12 +235,19 @@ impl Body {
                     return Err(RegistryError::Broken { host: self.host.clone(), source: Some(source) });
                 }
                 Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) if !data.is_empty() => return Ok(Some(data)),
+                    Ok(data) if !data.is_empty() => {
+                        self.rest = data;
+                        return Ok(Some(self.piece()));
+                    }
                     // Trailers, or an empty piece.
                     _ => {}
                 },
             }
         }
+    }
+
+    fn piece(&mut self) -> Bytes {
+        self.rest.split_to(self.rest.len().min(PIECE_BYTES_MAX))
     }
 
     /// All of it, if it is no longer than `bytes_max`.

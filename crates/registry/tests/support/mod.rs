@@ -1,4 +1,8 @@
-//! What the tests of this crate share: a scratch directory and a way to skip honestly.
+//! What the tests of this crate share: scratch directories, a runtime, a registry that misbehaves.
+
+#![allow(dead_code)] // Each test binary uses some of it.
+
+pub(crate) mod stub;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -36,7 +40,6 @@ pub(crate) fn run<T>(test: impl Future<Output = T>) -> T {
 }
 
 /// Says that a test cannot run here; in CI that is a failure.
-#[allow(dead_code)] // Not every test binary needs it.
 pub(crate) fn skipped(test: &str, reason: &str) {
     assert!(std::env::var("CI").is_err(), "{test} cannot run: {reason}");
     eprintln!("SKIPPED: {test}: {reason}");
