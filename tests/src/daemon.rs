@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::command::{Finished, run, wait_for};
 use crate::http;
+use crate::network::{Network, in_network};
 use crate::scratch::{Scratch, unmount_below};
 
 /// The binary to test: `BALEEN_BIN`, else the debug build beside the test program.
@@ -40,6 +41,7 @@ pub struct Daemon {
     cgroup_parent: String,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
+    namespace: Option<String>,
     child: Option<Child>,
 }
 
@@ -63,6 +65,8 @@ impl Daemon {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let folder = scratch.join(format!("d{number}"));
         fs::create_dir_all(folder.join("client"))?;
+        // What the machine's own daemon is told to do is nothing to this one.
+        fs::write(folder.join("daemon.json"), "{}")?;
         let cgroup_parent = format!("/baleen-tests-{}-{number}", std::process::id());
         Ok(Self {
             folder,
@@ -70,6 +74,7 @@ impl Daemon {
             cgroup_parent,
             arguments: Vec::new(),
             environment: Vec::new(),
+            namespace: None,
             child: None,
         })
     }
@@ -83,6 +88,12 @@ impl Daemon {
     /// One more variable in the daemon's environment.
     pub fn variable(&mut self, name: &str, value: &str) -> &mut Self {
         self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Lets the daemon live in this network.
+    pub fn network(&mut self, network: &Network) -> &mut Self {
+        self.namespace = Some(network.name().to_owned());
         self
     }
 
@@ -115,9 +126,11 @@ impl Daemon {
     pub fn launch(&mut self) -> Result<()> {
         let binary = binary()?;
         let log = fs::OpenOptions::new().create(true).append(true).open(self.folder.join("log"))?;
-        let mut command = Command::new(&binary);
+        let mut command = in_network(self.namespace.as_deref(), &binary.to_string_lossy());
         command
             .arg("daemon")
+            .arg("--config-file")
+            .arg(self.folder.join("daemon.json"))
             .arg("-H")
             .arg(format!("unix://{}", self.socket().display()))
             .arg("--data-root")
@@ -183,6 +196,11 @@ impl Daemon {
     /// The run directory.
     pub fn exec_root(&self) -> PathBuf {
         self.folder.join("x")
+    }
+
+    /// Where its client keeps its configuration.
+    pub fn client_folder(&self) -> PathBuf {
+        self.folder.join("client")
     }
 
     /// Control group below which its containers live.

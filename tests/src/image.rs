@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::archive::{Entry, archive};
 use crate::command::{run, succeed};
+use crate::network::in_network;
 
 /// `sha256:` and the hexadecimal digest of these bytes.
 pub fn digest(bytes: &[u8]) -> String {
@@ -238,13 +239,32 @@ impl Image {
     /// # Errors
     /// If `skopeo` fails.
     pub fn push(&self, scratch: &crate::scratch::Scratch, reference: &str) -> Result<()> {
+        self.push_from(scratch, reference, None, &[])
+    }
+
+    /// The same from inside a network and with further options of `skopeo copy`.
+    ///
+    /// # Errors
+    /// If `skopeo` fails.
+    pub fn push_from(
+        &self,
+        scratch: &crate::scratch::Scratch,
+        reference: &str,
+        network: Option<&str>,
+        options: &[&str],
+    ) -> Result<()> {
         let folder = scratch.join(format!("layout-{}", &self.digest()[7..23]));
         if !folder.exists() {
             self.write_layout(&folder, "latest")?;
         }
         let source = format!("oci:{}:latest", folder.display());
         let target = format!("docker://{reference}");
-        succeed("skopeo", &["copy", "-q", "--insecure-policy", "--dest-tls-verify=false", &source, &target])?;
+        let mut skopeo = in_network(network, "skopeo");
+        skopeo
+            .args(["copy", "-q", "--insecure-policy", "--dest-tls-verify=false"])
+            .args(options)
+            .args([&source, &target]);
+        run(&mut skopeo, None, Duration::from_secs(120))?.ok()?;
         fs::remove_dir_all(&folder)?;
         Ok(())
     }

@@ -5,7 +5,7 @@
 //! S2  A test that cannot run here says so through [`skip::skipped`] and is counted as skipped, never as passed; with `CI=true` it fails.
 //! S3  The engine is reached as its users reach it: the built binary, its socket, real clients. No crate of the engine is linked, so
 //!     that a mistake in one of them cannot hide itself in the test that looks for it.
-//! S4  Everything listens on the loopback address only.
+//! S4  Everything listens on the loopback interface only, of the machine or of a network namespace that the test made.
 
 #![forbid(unsafe_code)]
 
@@ -14,6 +14,7 @@ pub mod command;
 pub mod daemon;
 pub mod http;
 pub mod image;
+pub mod network;
 pub mod random;
 pub mod registry;
 pub mod scratch;

@@ -3,12 +3,13 @@
 use std::fs;
 use std::net::TcpListener;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::command::wait_for;
+use crate::network::{self, in_network};
 use crate::scratch::Scratch;
 
 /// How a registry is to be reached.
@@ -18,12 +19,15 @@ pub struct Options {
     pub tls: Option<(PathBuf, PathBuf)>,
     /// An htpasswd file (bcrypt): basic authentication.
     pub htpasswd: Option<PathBuf>,
+    /// The network to live in, at its own address; else the loopback address of the machine.
+    pub network: Option<String>,
 }
 
 /// A running registry. Dropping it ends the process; its storage goes with the scratch folder.
 #[derive(Debug)]
 pub struct Registry {
     child: Child,
+    host: &'static str,
     port: u16,
 }
 
@@ -45,9 +49,10 @@ impl Registry {
             let port = free_port()?;
             let storage = scratch.join(format!("registry-{port}"));
             fs::create_dir_all(&storage)?;
+            let host = if options.network.is_some() { network::ADDRESS } else { "127.0.0.1" };
             let mut config = format!(
                 "version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    \
-                 rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: 127.0.0.1:{port}\n",
+                 rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: {host}:{port}\n",
                 storage.display()
             );
             if let Some((certificate, key)) = &options.tls {
@@ -59,7 +64,7 @@ impl Registry {
             let file = scratch.join(format!("registry-{port}.yml"));
             fs::write(&file, config)?;
             let log = fs::File::create(scratch.join(format!("registry-{port}.log")))?;
-            let child = Command::new("docker-registry")
+            let child = in_network(options.network.as_deref(), "docker-registry")
                 .arg("serve")
                 .arg(&file)
                 .stdin(Stdio::null())
@@ -67,13 +72,17 @@ impl Registry {
                 .stderr(log)
                 .spawn()
                 .context("cannot start docker-registry; `make deps` installs it")?;
-            let mut registry = Self { child, port };
+            let mut registry = Self { child, host, port };
             let address = registry.address();
             let up = wait_for("docker-registry listening", Duration::from_secs(10), || {
                 if let Ok(Some(status)) = registry.child.try_wait() {
                     return Some(Err(status)); // Another program took the port in between: try the next one.
                 }
-                std::net::TcpStream::connect(&address).ok().map(|_| Ok(()))
+                let url = format!("http://{address}/");
+                // Any answer will do, that of a server which wants TLS too.
+                let mut curl = in_network(options.network.as_deref(), "curl");
+                curl.args(["-s", "-o", "/dev/null", "-m", "2", &url]).stdin(Stdio::null());
+                curl.status().is_ok_and(|status| status.success()).then_some(Ok(()))
             })?;
             if up.is_ok() {
                 return Ok(registry);
@@ -82,14 +91,14 @@ impl Registry {
         bail!("docker-registry ended five times as it started")
     }
 
-    /// `127.0.0.1:port`.
+    /// Host and port.
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        format!("{}:{}", self.host, self.port)
     }
 
     /// The reference of `name` (with its tag) in this registry.
     pub fn reference(&self, name: &str) -> String {
-        format!("127.0.0.1:{}/{name}", self.port)
+        format!("{}:{}/{name}", self.host, self.port)
     }
 }
 
