@@ -1,0 +1,246 @@
+//! System calls that no safe wrapper of ours covers. All `unsafe` of this crate is here.
+
+use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::path::Path;
+use std::ptr;
+
+use rustix::fs::{MemfdFlags, SealFlags};
+
+/// What `fork` returned.
+pub(crate) enum Forked {
+    /// In the parent: the child's PID.
+    Parent(i32),
+    /// In the child.
+    Child,
+}
+
+/// Splits this process in two.
+///
+/// Only for a process with one thread: another thread's locks would stay locked in the child for ever. The shim has one thread from
+/// its first instruction on (R1), and this asserts it.
+pub(crate) fn fork() -> io::Result<Forked> {
+    let threads = std::fs::read_dir("/proc/self/task").map(Iterator::count)?;
+    assert_eq!(threads, 1, "fork in a process with {threads} threads");
+    // SAFETY: fork takes no pointers. The process has one thread (asserted above), so that no lock of the allocator or of std can be
+    // held by a thread that does not exist in the child.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Forked::Child),
+        pid => Ok(Forked::Parent(pid)),
+    }
+}
+
+/// Ends this process at once: no destructors, no buffers written, nothing done twice after a fork.
+pub(crate) fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit takes a number and does not return.
+    unsafe { libc::_exit(code) }
+}
+
+/// A descriptor that reads when a child has ended. SIGCHLD is blocked from here on.
+pub(crate) fn child_signal_fd() -> io::Result<OwnedFd> {
+    // SAFETY: a sigset_t is a plain bit set, for which all zeros is a valid value; sigemptyset initialises it anyway.
+    let mut set: libc::sigset_t = unsafe { mem::zeroed() };
+    // SAFETY: `set` is a live, exclusively borrowed local for all three calls; SIGCHLD is a valid signal; the kernel and libc keep no
+    // pointer to it; the third argument of sigprocmask may be null.
+    let fd = unsafe {
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGCHLD);
+        if libc::sigprocmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `fd` was just returned by signalfd and is owned by nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Gives every signal its default action and blocks none: what a fresh program expects. (Rust ignores SIGPIPE at its start, and an
+/// ignored signal stays ignored across exec.)
+pub(crate) fn reset_signals() {
+    // SAFETY: an all-zero sigset_t is a valid, empty set on Linux; `set` outlives the call; the old set is not asked for. `signal` takes
+    // numbers only; for numbers that do not exist or may not be changed it fails without effect.
+    unsafe {
+        let mut set: libc::sigset_t = mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const set, ptr::null_mut());
+        for signal in 1..=64 {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+    }
+}
+
+/// Replaces this process's program. Returns only if that failed.
+pub(crate) fn execute(path: &CStr, arguments: &[CString], environment: &[CString]) -> io::Error {
+    let pointers = |texts: &[CString]| texts.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect::<Vec<_>>();
+    let (argv, envp) = (pointers(arguments), pointers(environment));
+    // SAFETY: `path` and every entry of both arrays are NUL-terminated strings borrowed for the whole call; both arrays end with a null
+    // pointer; execve reads them and returns only on failure.
+    unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// Returns freed memory of the allocator to the kernel.
+pub(crate) fn trim_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim takes a number and only releases memory that the allocator holds free.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// Leaves every supplementary group: those of the daemon are not the container's.
+pub(crate) fn clear_groups() -> io::Result<()> {
+    // SAFETY: with a count of 0 the pointer is not read.
+    match unsafe { libc::setgroups(0, ptr::null()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Closes every descriptor from 3 on.
+pub(crate) fn close_inherited() {
+    // SAFETY: called before this process has opened anything of its own beyond the standard streams, so that no owner of a closed
+    // descriptor exists. close_range takes numbers only.
+    let closed = unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, 0_u32) };
+    if closed == 0 {
+        return;
+    }
+    // Before Linux 5.9.
+    let listed = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let numbers: Vec<i32> = listed.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    for number in numbers.into_iter().filter(|&number| number > 2) {
+        // SAFETY: as above; the directory's own descriptor is closed already, and closing it again only fails.
+        unsafe { libc::close(number) };
+    }
+}
+
+/// Sends any signal, real-time ones included, to a process by descriptor.
+pub(crate) fn send_signal(pidfd: &OwnedFd, signal: i32) -> io::Result<()> {
+    // SAFETY: the descriptor is borrowed and stays open; the signal is a number that the kernel checks; a null siginfo means that
+    // of kill(2); flags must be 0.
+    match unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, ptr::null::<libc::siginfo_t>(), 0_u32)
+    } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A descriptor of a program from which nobody can write to the program's file: a container's process that reopens the shim's
+/// `/proc/PID/exe` meets a read-only mount (Linux 5.12), or else a sealed copy in memory (threats R1).
+pub(crate) fn open_program(path: &Path) -> io::Result<OwnedFd> {
+    match readonly_view(path) {
+        Ok(view) => Ok(view),
+        Err(_) => sealed_copy(path),
+    }
+}
+
+fn readonly_view(path: &Path) -> io::Result<OwnedFd> {
+    use rustix::mount::OpenTreeFlags;
+    #[repr(C)]
+    struct MountAttributes {
+        set: u64,
+        clear: u64,
+        propagation: u64,
+        user_namespace: u64,
+    }
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = rustix::mount::open_tree(rustix::fs::CWD, path, flags)?;
+    let attributes =
+        MountAttributes { set: u64::from(libc::MOUNT_ATTR_RDONLY), clear: 0, propagation: 0, user_namespace: 0 };
+    // SAFETY: the path is a NUL-terminated literal; `attributes` is initialised, has the kernel's layout (struct mount_attr, 32 bytes)
+    // and outlives the call, and its true size is passed; the kernel keeps neither pointer; `tree` is borrowed, so its descriptor
+    // stays open.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            mem::size_of::<MountAttributes>(),
+        )
+    };
+    if result == 0 { Ok(tree) } else { Err(io::Error::last_os_error()) }
+}
+
+fn sealed_copy(path: &Path) -> io::Result<OwnedFd> {
+    let copy = rustix::fs::memfd_create("baleen-shim", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let mut copy = File::from(copy);
+    io::copy(&mut File::open(path)?, &mut copy)?;
+    rustix::fs::fcntl_add_seals(&copy, SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE)?;
+    Ok(copy.into())
+}
+
+/// Loads a program that decides about device access (`BPF_PROG_TYPE_CGROUP_DEVICE`).
+pub(crate) fn load_device_program(instructions: &[u64]) -> io::Result<OwnedFd> {
+    const PROG_LOAD: libc::c_long = 5;
+    const TYPE_CGROUP_DEVICE: u32 = 15;
+    // The head of union bpf_attr for BPF_PROG_LOAD, up to the program's name; the kernel takes what is missing for zero.
+    #[repr(C)]
+    struct Attributes {
+        kind: u32,
+        instruction_count: u32,
+        instructions: u64,
+        licence: u64,
+        log_level: u32,
+        log_size: u32,
+        log_buffer: u64,
+        kernel_version: u32,
+        flags: u32,
+    }
+    let attributes = Attributes {
+        kind: TYPE_CGROUP_DEVICE,
+        instruction_count: u32::try_from(instructions.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
+        instructions: instructions.as_ptr().expose_provenance() as u64,
+        licence: c"Apache-2.0".as_ptr().expose_provenance() as u64,
+        log_level: 0,
+        log_size: 0,
+        log_buffer: 0,
+        kernel_version: 0,
+        flags: 0,
+    };
+    // SAFETY: `attributes` is initialised, has the kernel's layout and its true size is passed; the two addresses in it are of slices that
+    // outlive the call, the instruction count is that slice's length (8 bytes each, as struct bpf_insn), the licence is NUL-terminated;
+    // the kernel copies everything and keeps no pointer.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, PROG_LOAD, &raw const attributes, mem::size_of::<Attributes>()) };
+    let fd = i32::try_from(fd).map_err(|_| io::ErrorKind::InvalidData)?;
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just returned `fd` (close-on-exec, as all bpf descriptors) and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Puts such a program in force for a group of cgroup v2.
+pub(crate) fn attach_device_program(group: &impl AsFd, program: &OwnedFd) -> io::Result<()> {
+    const PROG_ATTACH: libc::c_long = 8;
+    const ATTACH_CGROUP_DEVICE: u32 = 6;
+    const ALLOW_MULTI: u32 = 2;
+    #[repr(C)]
+    struct Attributes {
+        target: u32,
+        program: u32,
+        kind: u32,
+        flags: u32,
+    }
+    let attributes = Attributes {
+        target: group.as_fd().as_raw_fd().cast_unsigned(),
+        program: program.as_raw_fd().cast_unsigned(),
+        kind: ATTACH_CGROUP_DEVICE,
+        flags: ALLOW_MULTI,
+    };
+    // SAFETY: `attributes` is initialised, has the kernel's layout for BPF_PROG_ATTACH and its true size is passed; it holds numbers only;
+    // both descriptors are borrowed and stay open.
+    match unsafe { libc::syscall(libc::SYS_bpf, PROG_ATTACH, &raw const attributes, mem::size_of::<Attributes>()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
