@@ -239,11 +239,12 @@ impl SimulatedDisk {
 
     fn create(&self, dir: &Handle, name: &[u8], node: NewNode) -> io::Result<(Turn<'_>, u64, Arc<str>)> {
         let mut turn = self.begin(Operation::Create, Some(dir), name)?;
-        let (dir, path) = turn.free_name(dir, name)?;
+        component(name)?;
         let target_bytes = node.target.len();
         if node.kind == NodeKind::Symlink && (target_bytes == 0 || target_bytes > PATH_BYTES_MAX) {
             return Err(if target_bytes == 0 { Errno::NOENT } else { Errno::NAMETOOLONG }.into());
         }
+        let (dir, path) = turn.free_name(dir, name)?;
         let block = if node.kind == NodeKind::Directory { crate::contents::BLOCK_BYTES } else { 0 };
         turn.room(INODE_BYTES + block)?;
         let (inode, mode) = (turn.inner.tree.next_inode(), node.mode);
@@ -259,11 +260,16 @@ impl SimulatedDisk {
     fn write(&self, file: &Handle, bytes: &[u8], offset: u64) -> io::Result<()> {
         let mut turn = self.begin(Operation::Write, Some(file), b"")?;
         let open = turn.inner.open(file)?.clone();
-        if open.usage != Usage::ReadWrite {
-            return Err(Errno::BADF.into());
+        if bytes.is_empty() {
+            return Ok(()); // No system call at all.
         }
-        if offset.checked_add(bytes.len() as u64).is_none_or(|end| end > FILE_BYTES_MAX) {
-            return Err(Errno::FBIG.into());
+        let end = offset.checked_add(bytes.len() as u64).filter(|end| *end <= i64::MAX as u64);
+        match end {
+            _ if offset > i64::MAX as u64 => return Err(Errno::INVAL.into()),
+            _ if open.usage != Usage::ReadWrite => return Err(Errno::BADF.into()),
+            None => return Err(Errno::INVAL.into()),
+            Some(end) if end > FILE_BYTES_MAX => return Err(Errno::FBIG.into()),
+            Some(_) => {}
         }
         let (bytes, result) = match turn.error {
             Some(errno) => {
@@ -543,7 +549,9 @@ impl Inner {
             return Err(Errno::NOTDIR.into());
         }
         if name.len() > NAME_BYTES_MAX {
-            return Err(Errno::NAMETOOLONG.into());
+            // A directory that was removed while it was open looks at no name.
+            let is_removed = self.tree.get(open.inode).is_some_and(|node| node.links == 0);
+            return Err(if is_removed { Errno::NOENT } else { Errno::NAMETOOLONG }.into());
         }
         Ok((open.inode, child_path(&open.path, name)))
     }
@@ -660,6 +668,7 @@ fn check_xattr(node: &Inode, name: &[u8], value: &[u8]) -> Result<(), Errno> {
         Some(_) => {}
     }
     if name == b"security.capability" {
+        // An empty one Linux takes, and then cannot read back: refused here, and left out of the comparison.
         let revision = value.get(..4).map(|bytes| u32::from_le_bytes(bytes.try_into().expect("4 bytes")) & 0xff00_0000);
         if !matches!((revision, value.len()), (Some(0x0200_0000), 20) | (Some(0x0300_0000), 24)) {
             return Err(Errno::INVAL);
@@ -756,9 +765,12 @@ impl Disk for SimulatedDisk {
 
     fn read_at(&self, file: &Handle, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut turn = self.begin(Operation::Read, Some(file), b"")?;
+        if offset > i64::MAX as u64 {
+            return Err(Errno::INVAL.into());
+        }
         let open = turn.inner.usable(file)?;
         let (inode, usage) = (open.inode, open.usage);
-        if offset > i64::MAX as u64 {
+        if offset.checked_add(buffer.len() as u64).is_none_or(|end| end > i64::MAX as u64) {
             return Err(Errno::INVAL.into());
         }
         if usage == Usage::Directory {
@@ -829,8 +841,11 @@ impl Disk for SimulatedDisk {
         let mut turn = self.begin(Operation::Rename, Some(to), to_name)?;
         turn.inner.open(from)?;
         turn.inner.open(to)?;
+        // Both directories are looked at before either name, and the old name before the new one.
+        component(from_name).and(component(to_name))?;
+        turn.inner.slot(from, b"any")?;
+        turn.inner.slot(to, b"any")?;
         let (from, path) = turn.inner.slot(from, from_name)?;
-        turn.inner.slot(to, to_name)?;
         let inode = turn.inner.tree.child(from, from_name).ok_or(Errno::NOENT)?;
         let (to, path_to) = turn.free_name(to, to_name)?;
         if turn.inner.tree.names(inode).is_some() && turn.inner.tree.is_within(to, inode) {
@@ -873,8 +888,11 @@ impl Disk for SimulatedDisk {
 
     fn set_len(&self, file: &Handle, size_bytes: u64) -> io::Result<()> {
         let mut turn = self.begin(Operation::SetLen, Some(file), b"")?;
+        if size_bytes > i64::MAX as u64 {
+            return Err(Errno::INVAL.into());
+        }
         let open = turn.inner.usable(file)?.clone();
-        if open.usage != Usage::ReadWrite || size_bytes > i64::MAX as u64 {
+        if open.usage != Usage::ReadWrite {
             return Err(Errno::INVAL.into());
         }
         if size_bytes > FILE_BYTES_MAX {

@@ -230,7 +230,7 @@ impl Tree {
             Change::SetLen { inode, size_bytes } => {
                 if let Some(contents) = self.contents_mut(*inode) {
                     contents.set_len(*size_bytes);
-                    self.modified(*inode);
+                    self.written(*inode);
                 }
             }
             Change::SetMode { inode, mode } => {
@@ -364,8 +364,15 @@ impl Tree {
                 contents.write_torn(bytes, offset, sector_bytes.into(), keeps);
             }
         }
+        self.written(inode);
+    }
+
+    /// What any change of contents does on Linux beside it.
+    fn written(&mut self, inode: u64) {
         self.modified(inode);
-        self.edit(inode).expect("written above").xattrs.remove(SECURITY_CAPABILITY); // As any write does on Linux.
+        if self.get(inode).is_some_and(|node| node.xattrs.contains_key(SECURITY_CAPABILITY)) {
+            self.edit(inode).expect("looked up above").xattrs.remove(SECURITY_CAPABILITY);
+        }
     }
 
     fn modified(&mut self, inode: u64) {
