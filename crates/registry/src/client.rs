@@ -205,6 +205,7 @@ impl Endpoint {
             // As Docker does for insecure registries: TLS if the server speaks it, else plain HTTP.
             match transport.warm(origin, &trust).await {
                 Ok(()) => return Ok((origin.clone(), trust)),
+                Err(error @ RegistryError::Resolve { .. }) => return Err(error),
                 Err(error) => {
                     tracing::debug!(registry = %origin, error = %error, "an insecure registry does not answer this way");
                     // A refused connection says more than "does not speak TLS" about a registry that is not there.

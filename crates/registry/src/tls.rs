@@ -213,7 +213,8 @@ pub(crate) fn problem_of(error: &io::Error) -> TlsProblem {
     };
     match error {
         rustls::Error::InvalidCertificate(why) => match why {
-            C::UnknownIssuer => TlsProblem::UnknownAuthority,
+            // A bad signature is that of another authority of the same name, such as one that was made anew.
+            C::UnknownIssuer | C::BadSignature => TlsProblem::UnknownAuthority,
             C::Expired | C::ExpiredContext { .. } | C::NotValidYet | C::NotValidYetContext { .. } => {
                 TlsProblem::NotValidNow
             }

@@ -167,6 +167,7 @@ async fn accept(
     let mut connections = tokio::task::JoinSet::new();
     loop {
         let Ok((stream, _)) = listener.accept().await else { return };
+        let _ = stream.set_nodelay(true);
         let (tls, handler, asked, open) = (tls.clone(), handler.clone(), asked.clone(), open.clone());
         connections.spawn(async move {
             let _open = open;
