@@ -476,6 +476,7 @@ impl RepositoryClient {
                     let Some(value) = self.authorize(endpoint, &registry, &trust, &challenges).await? else {
                         return Err(self.failure(answer, subject).await);
                     };
+                    answer.body.discard().await;
                     endpoint.set_authorization(value);
                     (url, was_challenged) = (start.clone(), true);
                 }
@@ -489,6 +490,7 @@ impl RepositoryClient {
                         return Err(too_many_redirects(&url));
                     }
                     url = redirect_target(transport, &answer).await?;
+                    answer.body.discard().await;
                     left_registry |= url.origin != registry;
                 }
                 status if status.is_success() => {

@@ -22,6 +22,11 @@ use crate::url::{Origin, Scheme, Url};
 
 /// The largest piece of a body that is handed out, in bytes.
 const PIECE_BYTES_MAX: usize = 64 << 10;
+/// However fast its pieces come, a body that is read as a whole has so long.
+const WHOLE_WAIT: Duration = Duration::from_secs(300);
+/// A body that nobody wants has so long and may be so large before its connection is given up instead.
+const DISCARD_WAIT: Duration = Duration::from_millis(200);
+const DISCARD_BYTES_MAX: usize = 64 << 10;
 const KEPT_PER_HOST_MAX: usize = 4;
 const KEPT_MAX: usize = 16;
 /// Servers close idle connections after a minute or less; one that is about to go costs a failed request.
@@ -250,8 +255,21 @@ impl Body {
         self.rest.split_to(self.rest.len().min(PIECE_BYTES_MAX))
     }
 
-    /// All of it, if it is no longer than `bytes_max`.
+    /// All of it, if it is no longer than `bytes_max` and comes within five minutes.
     pub(crate) async fn read(&mut self, what: &'static str, bytes_max: usize) -> Result<Vec<u8>, RegistryError> {
+        let host = self.host.clone();
+        let in_time = timeout(WHOLE_WAIT, self.read_whole(what, bytes_max)).await;
+        let too_late = |_| RegistryError::Timeout { host, what: "finish its answer", seconds: WHOLE_WAIT.as_secs() };
+        in_time.map_err(too_late)?
+    }
+
+    /// Reads away a body that nobody wants if it is short and here soon, so that its connection can be used again.
+    pub(crate) async fn discard(mut self) {
+        // Whatever goes wrong, the connection ends with the body, and another is opened.
+        let _ = timeout(DISCARD_WAIT, self.read_whole("an answer without meaning", DISCARD_BYTES_MAX)).await;
+    }
+
+    async fn read_whole(&mut self, what: &'static str, bytes_max: usize) -> Result<Vec<u8>, RegistryError> {
         let mut bytes = Vec::new();
         while let Some(chunk) = self.chunk().await? {
             if bytes.len() + chunk.len() > bytes_max {

@@ -175,6 +175,30 @@ fn a_token_that_ran_out_in_the_middle_of_a_pull_is_replaced() {
 }
 
 #[test]
+fn challenges_and_redirects_cost_no_connection() {
+    run(async {
+        let image = Image::new(1);
+        let served = image.clone();
+        let store =
+            Stub::start(move |asked| served.reply(asked, "team/app", "1").unwrap_or_else(|| missing(asked))).await;
+        let (tokens, port) = (token_server(None, "t").await, store.port());
+        let (challenge, served) = (bearer_challenge(&tokens), image.clone());
+        let stub = Stub::start(move |asked| match asked.header("authorization") {
+            Some(_) if asked.path.contains("/blobs/") => {
+                Reply::redirect(format!("http://127.0.0.1:{port}{}", asked.path))
+            }
+            Some(_) => served.reply(asked, "team/app", "1").unwrap_or_else(|| missing(asked)),
+            None => Reply::error(401, "UNAUTHORIZED", "token, please").header("WWW-Authenticate", challenge.clone()),
+        })
+        .await;
+        assert_eq!(pull(&stub, Credentials::Anonymous).await.unwrap(), image.layer);
+        // The first tells us by its refusal of TLS that the registry is a plain one.
+        assert_eq!((stub.asked().len(), stub.accepted_connections()), (4, 2));
+        assert_eq!((store.asked().len(), store.accepted_connections()), (2, 1));
+    });
+}
+
+#[test]
 fn a_token_without_the_right_to_the_repository_is_told_in_docker_s_words() {
     run(async {
         let tokens = token_server(None, "weak").await;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -107,6 +108,7 @@ pub(crate) struct Stub {
     asked: Arc<Mutex<Vec<Asked>>>,
     /// How many connections are open.
     open: Arc<()>,
+    accepted: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
 
@@ -130,9 +132,10 @@ impl Stub {
         let address = listener.local_addr().unwrap();
         let asked = Arc::new(Mutex::new(Vec::new()));
         let open = Arc::new(());
+        let accepted = Arc::new(AtomicUsize::new(0));
         let handler: Arc<Handler> = Arc::new(handler);
-        let task = tokio::spawn(accept(listener, tls, handler, asked.clone(), open.clone()));
-        Stub { address, asked, open, task }
+        let task = tokio::spawn(accept(listener, tls, handler, asked.clone(), open.clone(), accepted.clone()));
+        Stub { address, asked, open, accepted, task }
     }
 
     /// All requests so far.
@@ -143,6 +146,11 @@ impl Stub {
     pub(crate) fn open_connections(&self) -> usize {
         // This one, and the accepting task's.
         Arc::strong_count(&self.open) - 2
+    }
+
+    /// How many connections there were, TLS or not.
+    pub(crate) fn accepted_connections(&self) -> usize {
+        self.accepted.load(Ordering::Relaxed)
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -162,12 +170,14 @@ async fn accept(
     handler: Arc<Handler>,
     asked: Arc<Mutex<Vec<Asked>>>,
     open: Arc<()>,
+    accepted: Arc<AtomicUsize>,
 ) {
     // Dropped with this task, and the connections with it.
     let mut connections = tokio::task::JoinSet::new();
     loop {
         let Ok((stream, _)) = listener.accept().await else { return };
         let _ = stream.set_nodelay(true);
+        accepted.fetch_add(1, Ordering::Relaxed);
         let (tls, handler, asked, open) = (tls.clone(), handler.clone(), asked.clone(), open.clone());
         connections.spawn(async move {
             let _open = open;
