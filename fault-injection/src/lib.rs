@@ -11,6 +11,8 @@ mod fault;
 mod random;
 mod record;
 mod replay;
+mod sealed;
+mod sys;
 mod tree;
 
 pub use change::{CrashState, Fate, NotACrashState};
@@ -21,3 +23,4 @@ pub use random::Random;
 pub use record::{Barrier, Recording, Subsets};
 pub use replay::{Mishap, NotAReplay, Replay, Then};
 pub use rustix::io::Errno;
+pub use sealed::{SealedError, sealed};
