@@ -14,6 +14,8 @@ pub mod archive;
 pub mod config;
 pub mod digest;
 pub mod document;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod json;
 pub mod limits;
 pub mod media_type;

@@ -117,6 +117,8 @@ impl Repository {
         match self.path.strip_prefix(OFFICIAL_PREFIX) {
             // `library/a/b` is not official: its short form would be read as `a/b`.
             Some(name) if !name.contains('/') => name.to_owned(),
+            // `docker.io/a.b/c`: without its domain it would be read as a name of the registry `a.b`.
+            _ if split_domain(&self.path).1 != &*self.path => self.to_string(),
             _ => self.path.to_string(),
         }
     }
@@ -371,6 +373,7 @@ mod tests {
             ("docker.io/busybox", "docker.io/library/busybox:latest", "busybox:latest"),
             ("index.docker.io/team/app:x", "docker.io/team/app:x", "team/app:x"),
             ("library/a/b", "docker.io/library/a/b:latest", "library/a/b:latest"),
+            ("docker.io/a.b/c", "docker.io/a.b/c:latest", "docker.io/a.b/c:latest"),
             ("localhost/app", "localhost/app:latest", "localhost/app:latest"),
             ("localhost:5000/app:1", "localhost:5000/app:1", "localhost:5000/app:1"),
             ("127.0.0.1:5000/a/b", "127.0.0.1:5000/a/b:latest", "127.0.0.1:5000/a/b:latest"),
