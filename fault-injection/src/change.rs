@@ -138,10 +138,13 @@ pub enum Fate {
     Torn {
         /// 512 or 4096.
         sector_bytes: u16,
-        /// Chooses the sectors.
+        /// Chooses the sectors: by its remainder by 4 a beginning, an end, all but one, or any; by the rest which.
         seed: u16,
     },
 }
+
+/// Ways in which [`Fate::Torn`] chooses sectors.
+pub(crate) const TORN_WAYS: u16 = 4;
 
 impl fmt::Display for Fate {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,7 +1,10 @@
 //! Simulated disks, crash states and failing I/O for the tests of the other crates.
 //!
 //! [`SimulatedDisk`] is the store's file port in memory. It keeps names and contents apart, records every change, and
-//! makes from the record any state that a power cut could leave. [`explore`] puts a workload through all of them. How to replay a failing state: `README.md`.
+//! makes from the record any state that a power cut could leave. [`explore()`] puts a workload through all of them.
+//! [`sealed()`] shows that the workload touches files through the port alone. How to replay a failing state: `README.md`.
+
+#![deny(unsafe_code)]
 
 mod change;
 mod contents;
@@ -12,6 +15,7 @@ mod random;
 mod record;
 mod replay;
 mod sealed;
+#[expect(unsafe_code, reason = "the filter and its signal handler")]
 mod sys;
 mod tree;
 

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use crate::change::{Change, CrashState, Fate, Part};
+use crate::change::{Change, CrashState, Fate, Part, TORN_WAYS};
 use crate::disk::SimulatedDisk;
 use crate::random::Random;
 use crate::tree::Tree;
@@ -68,6 +68,13 @@ pub(crate) struct Event {
 }
 
 impl Event {
+    /// What is no step itself happened before the step whose number it has.
+    fn is_before(&self, cut: u64) -> bool {
+        let is_step =
+            !matches!(self.what, What::CacheDropped { .. } | What::Change { change: Change::Damage { .. }, .. });
+        if is_step { self.step < cut } else { self.step <= cut }
+    }
+
     fn describe(&self) -> String {
         let path = &self.path;
         match &self.what {
@@ -218,7 +225,7 @@ impl<'a> Walk<'a> {
         assert!(cut >= self.cut, "a walk goes forward: from {} to {cut}", self.cut);
         self.cut = cut;
         let recording = self.recording;
-        while let Some(event) = recording.events.get(self.next_event).filter(|event| event.step < cut) {
+        while let Some(event) = recording.events.get(self.next_event).filter(|event| event.is_before(cut)) {
             let number = self.next_event;
             self.next_event += 1;
             match &event.what {
@@ -367,7 +374,7 @@ impl<'a> Walk<'a> {
             }
         }
         let mut random = Random::of(&[subsets.seed, self.cut]);
-        for _ in 0..if count > 1 { subsets.random } else { 0 } {
+        for _ in 0..if count > 0 { subsets.random } else { 0 } {
             let loss = [1, 4, 8, 12, 15][random.below(5) as usize];
             let draw = |number: &usize, random: &mut Random| {
                 if random.chance(loss, 16) {
@@ -410,10 +417,16 @@ impl<'a> Walk<'a> {
         let change = self.change(pending[at]).0;
         if let Change::Write { .. } = change {
             all.push(with(Fate::Kept, Fate::Zeros));
-            for sector_bytes in [512, 4096] {
-                if change.can_tear(sector_bytes) {
-                    let seed = Random::of(&[seed, self.cut, at as u64, sector_bytes]).next() as u16;
-                    all.push(with(Fate::Kept, Fate::Torn { sector_bytes: sector_bytes as u16, seed }));
+            // Every way to tear where few changes are pending, one of them where many are.
+            let ways = if pending.len() <= 16 { 0..TORN_WAYS } else { 0..1 };
+            for (sector_bytes, way) in [512, 4096].into_iter().flat_map(|size| ways.clone().map(move |way| (size, way)))
+            {
+                if change.can_tear(sector_bytes.into()) {
+                    let random =
+                        Random::of(&[seed, self.cut, at as u64, sector_bytes.into(), way.into()]).next() as u16;
+                    let way = if pending.len() <= 16 { way } else { random / 7 % TORN_WAYS };
+                    let seed = random / TORN_WAYS * TORN_WAYS + way;
+                    all.push(with(Fate::Kept, Fate::Torn { sector_bytes, seed }));
                 }
             }
         }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use baleen_store::{NodeKind, Timestamp};
 use rustix::io::Errno;
 
-use crate::change::{Change, Fate};
+use crate::change::{Change, Fate, TORN_WAYS};
 use crate::contents::{BLOCK_BYTES, Contents};
 use crate::random::Random;
 
@@ -360,8 +360,17 @@ impl Tree {
             Fate::Lost => {}
             Fate::Zeros => contents.extend_to(offset + bytes.len() as u64),
             Fate::Torn { sector_bytes, seed } => {
-                let keeps = |sector| Random::of(&[seed.into(), sector]).chance(1, 2);
-                contents.write_torn(bytes, offset, sector_bytes.into(), keeps);
+                let sector_bytes = u64::from(sector_bytes);
+                let (first, end) = (offset / sector_bytes, (offset + bytes.len() as u64).div_ceil(sector_bytes));
+                // One of the borders between two sectors; of a write within one sector there is none.
+                let border = first + 1 + u64::from(seed / TORN_WAYS) % (end - first).saturating_sub(1).max(1);
+                let keeps = |sector| match seed % TORN_WAYS {
+                    0 => sector < border,
+                    1 => sector >= border,
+                    2 => sector != border - 1,
+                    _ => Random::of(&[seed.into(), sector]).chance(1, 2),
+                };
+                contents.write_torn(bytes, offset, sector_bytes, keeps);
             }
         }
         self.written(inode);

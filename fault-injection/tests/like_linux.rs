@@ -292,7 +292,7 @@ impl Twins {
                 self.keep(opened);
             }
             62..=66 => {
-                let access = if number % 2 == 0 { Access::Read } else { Access::ReadWrite };
+                let access = if number & 1 == 0 { Access::Read } else { Access::ReadWrite };
                 let opened =
                     alike(fake.open_file(&node.simulated, &name, access), real.open_file(&node.real, &name, access))?;
                 self.keep(opened);

@@ -33,7 +33,8 @@ fn a_sealed_thread_reads_no_file_and_that_it_tried_is_reported() {
 fn a_caller_that_ignores_its_errors_is_reported_too() {
     let _guard = ONE_AT_A_TIME.lock();
     let nowhere = std::env::temp_dir().join("baleen-sealed-nothing");
-    let tries: [(&str, Box<dyn FnOnce() + Send>); 6] = [
+    type Attempt = Box<dyn FnOnce() + Send>;
+    let tries: [(&str, Attempt); 6] = [
         (
             "unlink",
             Box::new({
