@@ -51,6 +51,13 @@ impl Layout {
         create_dir(disk, &blobs, b"sha512", 0o700)
     }
 
+    /// Makes what [`Layout::create`] made durable: the names are in two directories. Not by a barrier, which in the boot
+    /// of a failed creation would answer for its error.
+    pub(crate) fn sync(disk: &dyn Disk, root: &Handle) -> Result<(), StoreError> {
+        disk.sync(&open_dir(disk, root, b"blobs")?).context("sync", || "blobs".to_owned())?;
+        disk.sync(root).context("sync", || "the data root".to_owned())
+    }
+
     /// Opens the directories and sets their modes again.
     ///
     /// # Errors

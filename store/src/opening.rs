@@ -11,14 +11,14 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use baleen_oci::Digest;
 
-use crate::disk::{Access, Disk, Handle};
+use crate::disk::{Access, Disk, Handle, NodeKind};
 use crate::error::{IoContext, StoreError};
 use crate::facts::{Facts, Record};
 use crate::format;
 use crate::group::LogQueue;
-use crate::layout::{DIRECTORIES, Layout, Object, exists, is_missing, partial_blob};
+use crate::layout::{DIRECTORIES, Layout, Object, exists, partial_blob};
 use crate::store::{Shared, State, Store};
-use crate::trash::move_aside;
+use crate::trash::{Aside, move_aside};
 use crate::wal::{Purpose, StoreId, Wal};
 
 /// What an opening found and did.
@@ -65,9 +65,10 @@ impl Store {
         let wal_dir = disk.open_dir(&layout.root, b"wal").context("open", || "wal".to_owned())?;
         let (wal, replayed) = Wal::open(disk.clone(), wal_dir, store_id)?;
         opened.clean = replayed.clean || opened.created;
+        let aside = Aside::new(replayed.opened);
         let mut missing = Vec::new();
         if !opened.clean {
-            missing = reconcile(disk.as_ref(), &layout, &replayed.facts, &mut opened)?;
+            missing = reconcile(disk.as_ref(), &layout, &replayed.facts, &aside, &mut opened)?;
         }
         let state = State { facts: replayed.facts, ..State::default() };
         let store = Self {
@@ -79,6 +80,7 @@ impl Store {
                 released: Condvar::new(),
                 opened: replayed.opened,
                 counter: AtomicU64::new(0),
+                aside,
                 failed_barriers: AtomicU64::new(0),
                 _lock: lock,
             }),
@@ -150,8 +152,6 @@ fn take_lock(disk: &dyn Disk, root: &Handle) -> Result<Handle, StoreError> {
 
 /// Makes a store in an empty directory; `FORMAT` comes last, so that a store with it is whole.
 fn create(disk: &dyn Disk, root: &Handle, store_id: StoreId) -> Result<StoreId, StoreError> {
-    let path = || "the data root".to_owned();
-    let barrier = disk.root().context("open", path)?;
     Layout::create(disk, root)?;
     let wal = disk.open_dir(root, b"wal").context("open", || "wal".to_owned())?;
     for entry in disk.read_dir(&wal).context("list", || "wal".to_owned())? {
@@ -159,32 +159,31 @@ fn create(disk: &dyn Disk, root: &Handle, store_id: StoreId) -> Result<StoreId, 
         disk.remove_file(&wal, &entry.name).context("remove", || "wal".to_owned())?;
     }
     Wal::create(disk, &wal, store_id)?;
-    disk.barrier(&barrier).context("sync", path)?;
+    Layout::sync(disk, root)?;
     format::write(disk, root, store_id)?;
     Ok(store_id)
 }
 
 /// Brings the tree after the facts (O2, O3); gives the objects that are not there.
-fn reconcile(disk: &dyn Disk, layout: &Layout, facts: &Facts, opened: &mut Opened) -> Result<Vec<Object>, StoreError> {
-    let barrier = disk.root().context("open", || "the data root".to_owned())?;
-    for object in staged_by_live_records(disk, layout, facts)? {
-        let (from, name, object) = object;
+fn reconcile(
+    disk: &dyn Disk,
+    layout: &Layout,
+    facts: &Facts,
+    aside: &Aside,
+    opened: &mut Opened,
+) -> Result<Vec<Object>, StoreError> {
+    for (from, name, object) in staged_by_live_records(disk, layout, facts)? {
         let (place, target) = layout.place(&object);
         if exists(disk, place, &target).context("look up", || object.path())? {
-            move_aside(disk, place, &target, &layout.trash, "trash")?;
+            move_aside(disk, place, &target, &layout.trash, "trash", aside)?;
         }
         disk.rename(&from, &name, place, &target).context("rename", || object.path())?;
         opened.rolled_forward.push(object.path());
     }
-    if !opened.rolled_forward.is_empty() {
-        // Before staging goes: what was rolled forward has its only other name there.
-        disk.barrier(&barrier).context("sync", || "the data root".to_owned())?;
-    }
-    for (dir, prefix) in [(&layout.staging, "staging"), (&layout.partial, "partial")] {
-        for entry in disk.read_dir(dir).context("list", || prefix.to_owned())? {
-            move_aside(disk, dir, &entry.name, &layout.trash, "trash")?;
-            opened.discarded.push(format!("{prefix}/{}", String::from_utf8_lossy(&entry.name)));
-        }
+    discard_staged(disk, layout, aside, opened)?;
+    for entry in disk.read_dir(&layout.partial).context("list", || "partial".to_owned())? {
+        move_aside(disk, &layout.partial, &entry.name, &layout.trash, "trash", aside)?;
+        opened.discarded.push(format!("partial/{}", String::from_utf8_lossy(&entry.name)));
     }
     let mut missing = Vec::new();
     let blobs = facts.blobs.keys().map(|digest| Object::Blob(*digest));
@@ -207,11 +206,31 @@ fn reconcile(disk: &dyn Disk, layout: &Layout, facts: &Facts, opened: &mut Opene
             }
         }
         for name in names {
-            move_aside(disk, dir, &name, &layout.trash, "trash")?;
+            move_aside(disk, dir, &name, &layout.trash, "trash", aside)?;
             opened.discarded.push(format!("{prefix}/{}", String::from_utf8_lossy(&name)));
         }
     }
     Ok(missing)
+}
+
+/// Empties `staging/`. Name by name and never a transaction's folder as a whole: the rename that took a live object out of
+/// it may not be durable, and then a cut would bring it back to where the folder went.
+fn discard_staged(disk: &dyn Disk, layout: &Layout, aside: &Aside, opened: &mut Opened) -> Result<(), StoreError> {
+    for transaction in disk.read_dir(&layout.staging).context("list", || "staging".to_owned())? {
+        let path = || format!("staging/{}", String::from_utf8_lossy(&transaction.name));
+        if transaction.kind == NodeKind::Directory {
+            let dir = disk.open_dir(&layout.staging, &transaction.name).context("open", path)?;
+            for entry in disk.read_dir(&dir).context("list", path)? {
+                move_aside(disk, &dir, &entry.name, &layout.trash, "trash", aside)?;
+                opened.discarded.push(format!("{}/{}", path(), String::from_utf8_lossy(&entry.name)));
+            }
+            disk.remove_dir(&layout.staging, &transaction.name).context("remove", path)?;
+        } else {
+            move_aside(disk, &layout.staging, &transaction.name, &layout.trash, "trash", aside)?;
+            opened.discarded.push(path());
+        }
+    }
+    Ok(())
 }
 
 /// Every object that a live record names and that still stands where it was staged.
@@ -223,10 +242,10 @@ fn staged_by_live_records(
     let mut found = Vec::new();
     for transaction in disk.read_dir(&layout.staging).context("list", || "staging".to_owned())? {
         let path = || format!("staging/{}", String::from_utf8_lossy(&transaction.name));
-        let dir = match disk.open_dir(&layout.staging, &transaction.name) {
-            Err(error) if is_missing(&error) || error.raw_os_error() == Some(libc::ENOTDIR) => continue,
-            other => other.context("open", path)?,
-        };
+        if transaction.kind != NodeKind::Directory {
+            continue;
+        }
+        let dir = disk.open_dir(&layout.staging, &transaction.name).context("open", path)?;
         let blobs = facts.blobs.iter().map(|(digest, (_, by))| (Object::Blob(*digest), *by));
         let containers = facts.containers.iter().map(|(id, (_, by))| (Object::Container(id.clone()), *by));
         let named: Vec<Object> = blobs

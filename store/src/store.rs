@@ -17,6 +17,7 @@ use crate::error::{IoContext, StoreError};
 use crate::facts::{BlobFact, ContainerFact, Facts, ImageFact, LayerFact, LayerKey, PullFact, TagFact};
 use crate::group::LogQueue;
 use crate::layout::{Layout, Object};
+use crate::trash::Aside;
 
 /// The largest blob that [`Store::read_blob`] reads: manifests, indexes and configs are at most 4 MiB.
 const BLOB_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -37,6 +38,7 @@ pub(crate) struct Shared {
     /// The sequence of this opening's record: names its transactions.
     pub(crate) opened: u64,
     pub(crate) counter: AtomicU64,
+    pub(crate) aside: Aside,
     /// Failed barriers so far: a staging that saw one is dropped.
     pub(crate) failed_barriers: AtomicU64,
     /// Held from opening to the end; close-on-exec.

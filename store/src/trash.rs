@@ -11,10 +11,24 @@ use crate::error::{IoContext, StoreError};
 use crate::layout::{Layout, Object, exists, is_missing};
 use crate::store::Store;
 
-/// Names in `trash/` and `quarantine/` are unique below one opening; a taken one is passed over.
-static NEXT: AtomicU64 = AtomicU64::new(0);
 /// Names tried before giving up: far more than were ever left by earlier openings is a fault of the disk.
 const NAMES_TRIED_MAX: u64 = 1 << 20;
+
+/// Gives names for `trash/` and `quarantine/`: of this opening, and a counter.
+pub(crate) struct Aside {
+    opened: u64,
+    next: AtomicU64,
+}
+
+impl Aside {
+    pub(crate) fn new(opened: u64) -> Self {
+        Self { opened, next: AtomicU64::new(0) }
+    }
+
+    fn next(&self) -> String {
+        format!("{:x}-{:x}", self.opened, self.next.fetch_add(1, Ordering::Relaxed))
+    }
+}
 
 /// How much emptying the trash has done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -30,7 +44,8 @@ pub struct Emptied {
 impl Store {
     /// Moves `name` to the trash.
     pub(crate) fn to_trash(&self, dir: &Handle, name: &[u8]) -> Result<(), StoreError> {
-        move_aside(self.shared.disk.as_ref(), dir, name, &self.shared.layout.trash, "trash")
+        let shared = &self.shared;
+        move_aside(shared.disk.as_ref(), dir, name, &shared.layout.trash, "trash", &shared.aside)
     }
 
     /// Moves what stands in the place of `object` without a live record to the quarantine.
@@ -45,7 +60,7 @@ impl Store {
             return self.to_trash(place, &name);
         }
         tracing::warn!(path = %object.path(), "moved to quarantine: it stands where a new object belongs, and no record names it");
-        move_aside(shared.disk.as_ref(), place, &name, &shared.layout.quarantine, "quarantine")
+        move_aside(shared.disk.as_ref(), place, &name, &shared.layout.quarantine, "quarantine", &shared.aside)
     }
 
     /// Removes at most `limit` names from the trash.
@@ -55,7 +70,7 @@ impl Store {
     /// # Errors
     /// `Io`.
     pub fn empty_trash(&self, limit: u64) -> Result<Emptied, StoreError> {
-        empty(self.shared.disk.as_ref(), &self.shared.layout.trash, limit)
+        empty(self.shared.disk.as_ref(), &self.shared.layout.trash, limit, &self.shared.aside)
     }
 
     /// Makes room after a full disk was met: empties the trash. Tells whether that freed anything.
@@ -89,9 +104,10 @@ pub(crate) fn move_aside(
     name: &[u8],
     target: &Handle,
     target_path: &str,
+    aside: &Aside,
 ) -> Result<(), StoreError> {
     for _ in 0..NAMES_TRIED_MAX {
-        let aside = format!("{:x}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let aside = aside.next();
         match disk.rename(dir, name, target, aside.as_bytes()) {
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) => continue,
             Err(error) if is_missing(&error) => return Ok(()),
@@ -106,7 +122,7 @@ pub(crate) fn move_aside(
 
 /// Removes at most `limit` names below `trash`. A directory's own directories are moved up beside it, so that no depth
 /// needs more than one open directory.
-fn empty(disk: &dyn Disk, trash: &Handle, limit: u64) -> Result<Emptied, StoreError> {
+fn empty(disk: &dyn Disk, trash: &Handle, limit: u64, aside: &Aside) -> Result<Emptied, StoreError> {
     let mut emptied = Emptied::default();
     let path = || "trash".to_owned();
     loop {
@@ -122,7 +138,7 @@ fn empty(disk: &dyn Disk, trash: &Handle, limit: u64) -> Result<Emptied, StoreEr
                         return Ok(Emptied { more: true, ..emptied });
                     }
                     if inner.kind == NodeKind::Directory {
-                        move_aside(disk, &dir, &inner.name, trash, "trash")?;
+                        move_aside(disk, &dir, &inner.name, trash, "trash", aside)?;
                     } else {
                         remove(disk, &dir, &inner.name, &mut emptied)?;
                     }

@@ -86,8 +86,9 @@ impl StagedDir<'_> {
         if (uid, gid) != (0, 0) {
             self.disk.set_owner(&dir, uid, gid).context("set the owner of", path)?;
             self.disk.set_mode(&dir, mode).context("set the mode of", path)?;
+            // Without a change after its making an empty directory has nothing that its name does not bring along.
+            self.nodes.0.push(dir);
         }
-        self.nodes.0.push(dir);
         Ok(())
     }
 }
