@@ -233,7 +233,7 @@ enum ContainerStdio {
 /// The shim's ends, once they are known.
 struct Streams {
     stdin: Option<OwnedFd>,
-    stdout: OwnedFd,
+    stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
     terminal: Option<OwnedFd>,
 }
@@ -264,7 +264,7 @@ impl Stdio {
         for ours in [Some(&stdout), Some(&stderr), input.as_ref()].into_iter().flatten() {
             rustix::io::ioctl_fionbio(ours, true)?;
         }
-        let own = Streams { stdin: input, stdout, stderr: Some(stderr), terminal: None };
+        let own = Streams { stdin: input, stdout: Some(stdout), stderr: Some(stderr), terminal: None };
         Ok((Self::Pipes(own), ContainerStdio::Pipes { stdin, stdout: theirs_out, stderr: theirs_err }))
     }
 
@@ -290,6 +290,6 @@ impl Stdio {
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no terminal was sent"))?;
         rustix::io::ioctl_fionbio(&terminal, true)?;
         let stdin = open_stdin.then(|| terminal.try_clone()).transpose()?;
-        Ok(Streams { stdin, stdout: terminal.try_clone()?, stderr: None, terminal: Some(terminal) })
+        Ok(Streams { stdin, stdout: Some(terminal.try_clone()?), stderr: None, terminal: Some(terminal) })
     }
 }

@@ -5,7 +5,7 @@
 //! that child and becomes the shim's.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{Read, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -49,25 +49,29 @@ pub(super) fn create(plan: Plan<'_>) -> Result<Created, StartFailure> {
     let system =
         |error: &dyn std::fmt::Display| StartFailure::other(format!("cannot create the container's process: {error}"));
     let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|error| system(&error));
-    let ((report, report_in), (outcome, outcome_in)) = (pipe()?, pipe()?);
+    let (outcome, outcome_in) = pipe()?;
+    rustix::io::ioctl_fionbio(&outcome, true).map_err(|error| system(&error))?;
+    // A file, not a pipe: the container's first process inherits it and keeps it open until its program is executed.
+    let memory =
+        rustix::fs::memfd_create("baleen-report", rustix::fs::MemfdFlags::CLOEXEC).map_err(|error| system(&error))?;
+    let mut report = File::from(memory);
     let causes = Causes::new().map_err(|error| system(&error))?;
     let child = match sys::fork().map_err(|error| system(&error))? {
         sys::Forked::Parent(pid) => pid,
         sys::Forked::Child => {
-            drop((report, outcome));
-            work(plan, report_in, outcome_in, &causes)
+            drop(outcome);
+            work(plan, report, outcome_in, &causes)
         }
     };
-    // Ours must be closed, or the pipes never end.
-    drop((report_in, outcome_in, plan));
-    let report = read_all(report);
+    // Ours must be closed, or the pipe never ends.
+    drop((outcome_in, plan));
     let _ = rustix::process::waitpid(Pid::from_raw(child), WaitOptions::empty());
+    let report = report.rewind().map(|()| read_all(report)).unwrap_or_default();
     match serde_json::from_slice::<Report>(&report) {
         Ok(Report::Created(pid)) => Ok(Created { pid, outcome }),
         Ok(Report::Failed(text)) => {
             // The program's own failure first: it has a kind. The library's words else, with the cause that it lost.
-            let said = rustix::io::ioctl_fionbio(&outcome, true).map(|()| read_all(outcome)).unwrap_or_default();
-            Err(serde_json::from_slice(&said).unwrap_or_else(|_| describe(&text, causes.first())))
+            Err(serde_json::from_slice(&read_all(outcome.into())).unwrap_or_else(|_| describe(&text, causes.first())))
         }
         Err(_) => Err(describe("the runtime library ended without an answer", causes.first())),
     }
@@ -81,22 +85,22 @@ fn describe(text: &str, cause: Option<String>) -> StartFailure {
     StartFailure::other(format!("unable to start container process: {text}"))
 }
 
-fn read_all(pipe: OwnedFd) -> Vec<u8> {
+fn read_all(file: File) -> Vec<u8> {
     let mut bytes = Vec::new();
     // An empty or cut report is what the caller checks for.
-    let _ = File::from(pipe).take(REPORT_BYTES_MAX).read_to_end(&mut bytes);
+    let _ = file.take(REPORT_BYTES_MAX).read_to_end(&mut bytes);
     bytes
 }
 
 /// The child: from here on nothing returns.
-fn work(plan: Plan<'_>, report: OwnedFd, outcome: OwnedFd, causes: &Causes) -> ! {
+fn work(plan: Plan<'_>, mut report: File, outcome: OwnedFd, causes: &Causes) -> ! {
     let result = sys::clear_groups().map_err(|error| error.to_string()).and_then(|()| build(plan, outcome, causes));
     let report_text = serde_json::to_vec(&match result {
         Ok(pid) => Report::Created(pid),
         Err(text) => Report::Failed(text),
     });
     // If this fails the shim is gone, and with it the need for an answer.
-    let _ = File::from(report).write_all(&report_text.unwrap_or_default());
+    let _ = report.write_all(&report_text.unwrap_or_default());
     sys::exit_now(0)
 }
 

@@ -133,7 +133,7 @@ enum Ready {
 impl Server {
     pub(super) fn new(mut parts: Parts) -> Self {
         let stdin = parts.streams.stdin.take();
-        let sources = [parts.streams.stdout.try_clone().ok(), parts.streams.stderr.take()];
+        let sources = [parts.streams.stdout.take(), parts.streams.stderr.take()];
         Self {
             parts,
             phase: Phase::Created,
@@ -267,6 +267,9 @@ impl Server {
         while rustix::io::read(&self.parts.signals, &mut info).is_ok_and(|read| read > 0) {}
         while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
             if pid == self.parts.pid && !self.is_draining() {
+                // A short program may have been executed and have ended within one round of the loop: the pipe tells, and it has
+                // ended with its last writer.
+                self.read_outcome();
                 let code = status
                     .exit_status()
                     .or_else(|| status.terminating_signal().map(|signal| 128 + signal))
@@ -282,19 +285,19 @@ impl Server {
         }
     }
 
+    /// Takes what the executor has said, and acts on its silence.
     fn read_outcome(&mut self) {
-        match rustix::io::read(&self.parts.outcome, &mut self.buffer[..]) {
-            Ok(0) => {
-                self.outcome_open = false;
-                self.program_executed_or_not();
+        while self.outcome_open {
+            match rustix::io::read(&self.parts.outcome, &mut self.buffer[..]) {
+                Ok(read) if read > 0 && self.outcome_text.len() + read <= REQUEST_BYTES_MAX => {
+                    self.outcome_text.extend_from_slice(&self.buffer[..read]);
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) => return,
+                _ => self.outcome_open = false,
             }
-            Ok(read) if self.outcome_text.len() + read <= REQUEST_BYTES_MAX => {
-                self.outcome_text.extend_from_slice(&self.buffer[..read])
-            }
-            Ok(_) => self.outcome_open = false,
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
-            Err(_) => self.outcome_open = false,
         }
+        self.program_executed_or_not();
     }
 
     /// The executor has closed its pipe: by executing the program, by failing to (then it said why), or by being killed.

@@ -1,0 +1,5 @@
+//! Lifetime.
+
+use crate::Test;
+
+pub(crate) const TESTS: &[Test] = &[];

@@ -1,0 +1,5 @@
+//! Security.
+
+use crate::Test;
+
+pub(crate) const TESTS: &[Test] = &[];

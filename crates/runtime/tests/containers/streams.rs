@@ -1,0 +1,5 @@
+//! Attached clients and terminals.
+
+use crate::Test;
+
+pub(crate) const TESTS: &[Test] = &[];
