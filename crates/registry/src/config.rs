@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::proxy::Proxies;
 use crate::url::{Origin, Url, split_port};
 
 /// How registries are spoken to.
@@ -20,6 +21,8 @@ pub struct ClientConfig {
     pub certs_dirs: Vec<PathBuf>,
     /// The file of certificate authorities; `None` is `SSL_CERT_FILE` if set, else the system's at its usual places.
     pub ca_bundle: Option<PathBuf>,
+    /// The proxies; `None` is those of the environment (`HTTP_PROXY`, `HTTPS_PROXY`, `NO_PROXY`).
+    pub proxies: Option<Proxies>,
     /// How long to wait for what.
     pub timeouts: Timeouts,
     /// What we call ourselves.
@@ -70,6 +73,7 @@ impl Default for ClientConfig {
             mirrors: Vec::new(),
             certs_dirs: vec!["/etc/baleen/certs.d".into(), "/etc/docker/certs.d".into()],
             ca_bundle: None,
+            proxies: None,
             timeouts: Timeouts::default(),
             user_agent: concat!("baleen/", env!("CARGO_PKG_VERSION")).into(),
             download_attempts_max: 5,
@@ -89,6 +93,9 @@ pub enum ConfigError {
         /// The value.
         text: String,
     },
+    /// Not the address of a proxy.
+    #[error("invalid proxy address; write [http://][user:password@]host[:port] into HTTP_PROXY and HTTPS_PROXY")]
+    Proxy,
     /// Not the address of a server.
     #[error("invalid mirror: {text:?}; write its address, such as https://mirror.example, without user name and query")]
     Mirror {

@@ -23,6 +23,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::config::{Cidr, ClientConfig, InsecureRegistries, Timeouts};
 use crate::error::RegistryError;
+use crate::proxy::{self, Proxies, Proxy};
 use crate::resolve::Resolver;
 use crate::tls::{self, Tls};
 use crate::url::{Origin, Scheme};
@@ -62,12 +63,15 @@ pub(crate) struct Dialer {
     networks: Arc<[Cidr]>,
     /// Mirrors whose address says `http`: whoever configured it wanted that.
     plain_mirrors: Vec<Origin>,
+    proxies: Proxies,
     timeouts: Timeouts,
 }
 
 /// An open HTTP/1.1 connection.
 pub(crate) struct Connection {
     pub(crate) sender: SendRequest<Full<Bytes>>,
+    /// What a proxy in the middle of a connection without TLS wants: whole addresses, and this authorization.
+    pub(crate) proxy: Option<Proxy>,
     task: JoinHandle<()>,
 }
 
@@ -99,6 +103,7 @@ impl Dialer {
                 .map(|mirror| mirror.url.origin.clone())
                 .filter(|origin| origin.scheme == Scheme::Http)
                 .collect(),
+            proxies: proxies(config),
             timeouts: config.timeouts.clone(),
         }
     }
@@ -129,18 +134,44 @@ impl Dialer {
         trust: &Trust,
         settings: Option<Arc<rustls::ClientConfig>>,
     ) -> Result<Connection, RegistryError> {
-        let stream = self.reach(origin, trust).await?;
+        let proxy = self.proxy(origin, trust);
+        let stream = match proxy {
+            None => self.reach(origin, trust).await?,
+            // The proxy is the user's own choice: its address need not pass.
+            Some(proxy) => self.reach(&proxy.origin, &Trust::Insecure(Addresses::Any)).await?,
+        };
         match (origin.scheme, settings) {
             (Scheme::Http, _) if *trust == Trust::Verified => {
                 unreachable!("callers refuse plain HTTP before they dial")
             }
-            (Scheme::Http, _) => handshake(origin, stream).await,
+            (Scheme::Http, _) => handshake(origin, stream, proxy.cloned()).await,
             (Scheme::Https, None) => unreachable!("callers make settings for TLS"),
             (Scheme::Https, Some(settings)) => {
+                let stream = match proxy {
+                    None => stream,
+                    Some(proxy) => self.tunnel(stream, proxy, origin).await?,
+                };
                 let stream = self.secure(origin, stream, settings).await?;
-                handshake(origin, stream).await
+                handshake(origin, stream, None).await
             }
         }
+    }
+
+    fn proxy(&self, origin: &Origin, trust: &Trust) -> Option<&Proxy> {
+        match trust {
+            Trust::Verified | Trust::Insecure(Addresses::Any) => self.proxies.of(origin),
+            Trust::Insecure(Addresses::Loopback | Addresses::Networks(_)) => None,
+        }
+    }
+
+    async fn tunnel(&self, stream: TcpStream, proxy: &Proxy, origin: &Origin) -> Result<TcpStream, RegistryError> {
+        let wait = self.timeouts.answer;
+        let too_late = |_| RegistryError::Timeout {
+            host: proxy.origin.authority(),
+            what: "open a tunnel",
+            seconds: wait.as_secs(),
+        };
+        timeout(wait, proxy::tunnel(stream, proxy, origin)).await.map_err(too_late)?
     }
 
     /// Connects to the first address that accepts.
@@ -185,6 +216,15 @@ impl Dialer {
     }
 }
 
+/// The proxies by the configuration or the environment; a variable that makes no sense is told once and left out.
+fn proxies(config: &ClientConfig) -> Proxies {
+    let configured = config.proxies.clone().map_or_else(Proxies::from_environment, Ok);
+    configured.unwrap_or_else(|error| {
+        tracing::warn!(error = %error, "the environment names a proxy that cannot be used");
+        Proxies::default()
+    })
+}
+
 /// Connects to the addresses in order, each with a head start over the next.
 async fn race(addresses: Vec<IpAddr>, port: u16) -> io::Result<TcpStream> {
     let mut waiting = addresses.into_iter();
@@ -211,7 +251,7 @@ async fn race(addresses: Vec<IpAddr>, port: u16) -> io::Result<TcpStream> {
     }
 }
 
-async fn handshake<T>(origin: &Origin, stream: T) -> Result<Connection, RegistryError>
+async fn handshake<T>(origin: &Origin, stream: T, proxy: Option<Proxy>) -> Result<Connection, RegistryError>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -225,5 +265,5 @@ where
         // What goes wrong is told to whoever waits for an answer.
         let _ = connection.await;
     });
-    Ok(Connection { sender, task })
+    Ok(Connection { sender, proxy, task })
 }

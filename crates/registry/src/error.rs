@@ -132,6 +132,16 @@ pub enum RegistryError {
         #[source]
         source: io::Error,
     },
+    /// The proxy does not lead there.
+    #[error("the proxy {proxy} does not lead to {host}: {why}; check HTTPS_PROXY and NO_PROXY")]
+    Proxy {
+        /// The proxy's host and port.
+        proxy: String,
+        /// Host and port that it was to lead to.
+        host: String,
+        /// What it said, cleaned.
+        why: String,
+    },
     /// Something took too long.
     #[error("{host} did not {what} within {seconds} seconds; check the network")]
     Timeout {
@@ -281,7 +291,10 @@ impl RegistryError {
     pub fn is_transient(&self) -> bool {
         use ResolveProblem::{ServerFailure, Timeout};
         match self {
-            RegistryError::Connect { .. } | RegistryError::Timeout { .. } | RegistryError::Broken { .. } => true,
+            RegistryError::Connect { .. }
+            | RegistryError::Proxy { .. }
+            | RegistryError::Timeout { .. }
+            | RegistryError::Broken { .. } => true,
             RegistryError::Resolve { problem, .. } => matches!(problem, Timeout | ServerFailure),
             RegistryError::Tls { problem, .. } => *problem == TlsProblem::Other,
             RegistryError::Server { status, .. } => matches!(status, 408 | 429 | 500 | 502 | 503 | 504),

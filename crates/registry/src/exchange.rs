@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper::header::{HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
+use hyper::header::{HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHORIZATION, USER_AGENT};
 use hyper::{Method, StatusCode, Uri};
 use tokio::time::timeout;
 
 use crate::config::ClientConfig;
 use crate::connect::{Connection, Dialer, Trust};
 use crate::error::RegistryError;
+use crate::proxy::Proxy;
 use crate::url::{Origin, Scheme, Url};
 
 /// The largest piece of a body that is handed out, in bytes.
@@ -158,7 +159,7 @@ impl Transport {
         let origin = &request.url.origin;
         let host = origin.authority();
         let broken = |source| RegistryError::Broken { host: host.clone(), source: Some(source) };
-        let message = self.message(request, &host)?;
+        let message = self.message(request, &host, connection.proxy.as_ref())?;
         let exchanged = async {
             connection.sender.ready().await.map_err(broken)?;
             connection.sender.send_request(message).await.map_err(|error| match error.is_parse() {
@@ -177,15 +178,25 @@ impl Transport {
         Ok(Answer { status: head.status, headers: head.headers, body, url: request.url.clone() })
     }
 
-    fn message(&self, request: &Request<'_>, host: &str) -> Result<hyper::Request<Full<Bytes>>, RegistryError> {
+    fn message(
+        &self,
+        request: &Request<'_>,
+        host: &str,
+        proxy: Option<&Proxy>,
+    ) -> Result<hyper::Request<Full<Bytes>>, RegistryError> {
         let unusable = |what| RegistryError::Protocol { host: host.to_owned(), what };
-        let uri: Uri = request.url.path.parse().map_err(|_| unusable("an address that cannot be asked for"))?;
+        // A proxy needs to be told where to go (RFC 9112, section 3.2.2).
+        let target = if proxy.is_some() { request.url.to_string() } else { request.url.path.clone() };
+        let uri: Uri = target.parse().map_err(|_| unusable("an address that cannot be asked for"))?;
         let mut message = hyper::Request::new(Full::new(request.body.clone()));
         *message.method_mut() = request.method.clone();
         *message.uri_mut() = uri;
         let headers = message.headers_mut();
         headers.insert(HOST, HeaderValue::from_str(host).map_err(|_| unusable("a host that cannot be asked for"))?);
         headers.insert(USER_AGENT, self.user_agent.clone());
+        if let Some(authorization) = proxy.and_then(|proxy| proxy.authorization.clone()) {
+            headers.insert(PROXY_AUTHORIZATION, authorization);
+        }
         headers.extend(request.headers.iter().cloned());
         Ok(message)
     }

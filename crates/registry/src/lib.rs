@@ -22,6 +22,7 @@ mod connect;
 mod credentials;
 mod error;
 mod exchange;
+mod proxy;
 mod resolve;
 mod tls;
 mod url;
@@ -31,6 +32,7 @@ pub use client::{Client, FetchedDocument, RepositoryClient, ResolvedImage};
 pub use config::{Cidr, ClientConfig, ConfigError, InsecureRegistries, Mirror, Timeouts};
 pub use credentials::{Credentials, CredentialsError, Secret};
 pub use error::{Missing, RegistryError, ResolveProblem, TlsProblem};
+pub use proxy::Proxies;
 
 /// Parsers of untrusted bytes, for the fuzz targets. Not for other use.
 #[doc(hidden)]

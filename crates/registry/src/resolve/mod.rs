@@ -6,7 +6,7 @@
 
 pub(crate) mod message;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -223,9 +223,25 @@ fn parse_server(word: &str) -> Option<SocketAddr> {
     if let Ok(address) = word.parse::<IpAddr>() {
         return Some((address, 53).into());
     }
-    // A link-local server needs its interface (`fe80::1%eth0`), which only if_nametoindex knows: passed over.
+    // A link-local server needs its interface: `fe80::1%eth0`.
+    if let Some((address, interface)) = word.split_once('%') {
+        let address: Ipv6Addr = address.parse().ok()?;
+        return Some(SocketAddrV6::new(address, 53, 0, interface_index(interface)?).into());
+    }
     let (address, port) = word.strip_prefix('[')?.split_once("]:")?;
     Some((address.parse::<IpAddr>().ok()?, port.parse().ok()?).into())
+}
+
+/// The kernel's number of an interface, which may be given as such.
+fn interface_index(interface: &str) -> Option<u32> {
+    if let Ok(index) = interface.parse() {
+        return Some(index);
+    }
+    let is_name = !interface.is_empty() && interface.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/');
+    if !is_name || interface.starts_with('.') {
+        return None;
+    }
+    read(&Path::new("/sys/class/net").join(interface).join("ifindex")).trim().parse().ok()
 }
 
 fn apply_option(settings: &mut ServerSettings, option: &str) {
@@ -248,4 +264,40 @@ fn read(path: &Path) -> String {
         let _ = file.take(FILE_BYTES_MAX).read_to_end(&mut bytes);
     }
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_of_servers_is_read_within_its_limits() {
+        let text = "# x\nnameserver 10.0.0.1\nnameserver 2001:db8::1 # y\nnameserver bad\nnameserver [127.0.0.1]:5353\n\
+                    nameserver 10.0.0.4\nsearch a.test. b.test ; z\noptions ndots:99 timeout:0 attempts:3 rotate\n";
+        let read = parse_resolv_conf(text);
+        let servers: Vec<_> = read.servers.iter().map(SocketAddr::to_string).collect();
+        assert_eq!(servers, ["10.0.0.1:53", "[2001:db8::1]:53", "127.0.0.1:5353"]);
+        assert_eq!(read.search, ["a.test", "b.test"]);
+        assert_eq!((read.ndots, read.wait, read.attempts), (15, Duration::from_secs(1), 3));
+        let none = parse_resolv_conf("options\nsearch\nnameserver\n");
+        assert_eq!((none.servers.len(), none.servers[0].to_string()), (1, "127.0.0.1:53".into()));
+    }
+
+    #[test]
+    fn a_link_local_server_keeps_its_interface() {
+        let read = parse_resolv_conf("nameserver fe80::1%lo\nnameserver fe80::2%7\nnameserver fe80::3%../lo\n");
+        let servers: Vec<_> = read.servers.iter().map(SocketAddr::to_string).collect();
+        // The loopback interface is number 1 in every network namespace.
+        assert_eq!(servers, ["[fe80::1%1]:53", "[fe80::2%7]:53"]);
+    }
+
+    #[test]
+    fn names_that_lead_nowhere_are_not_asked_for() {
+        for name in ["", ".", "a..b", "a b", "a/b", "1.2.3.4.5", "999", "é.test", &"a".repeat(64), &"a.".repeat(128)] {
+            assert!(!is_host_name(name), "{name}");
+        }
+        for name in ["a", "a.", "_srv.a-b.test", "1a"] {
+            assert!(is_host_name(name), "{name}");
+        }
+    }
 }
