@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -213,11 +214,12 @@ fn a_blob_that_is_shorter_is_refused_after_the_last_attempt() {
 #[test]
 fn a_registry_that_stalls_is_left_and_asked_again() {
     run(async {
-        let fixture = Fixture::new(|asked, blob| match asked.earlier {
+        let mut fixture = Fixture::new(|asked, blob| match asked.earlier {
             0 => Reply::blob(asked, blob).ending(Ending::StallAfter(70_000)),
             _ => Reply::blob(asked, blob),
         })
         .await;
+        fixture.config.timeouts.idle = Duration::from_secs(1);
         let mut stream = fixture.stream(0);
         let (read, error) = read(&mut stream).await;
         assert!(error.is_none() && read == fixture.blob, "{error:?}");
@@ -350,5 +352,53 @@ fn redirects_end_after_ten() {
         let (_, error) = read(&mut fixture.stream(0)).await;
         assert!(matches!(error, Some(RegistryError::Redirect { .. })), "{error:?}");
         assert_eq!(fixture.stub.asked().len(), 11);
+    });
+}
+
+#[test]
+fn whatever_a_registry_does_in_between_the_bytes_come_out_right() {
+    run(async {
+        let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64;
+        let seed = std::env::var("BALEEN_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(clock);
+        println!("BALEEN_SEED={seed}");
+        for round in 0..20 {
+            let random = Mutex::new(seed.wrapping_add(round).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+            let below = move |limit: usize| {
+                let mut state = random.lock().unwrap();
+                *state ^= *state << 13;
+                *state ^= *state >> 7;
+                *state ^= *state << 17;
+                (*state % limit as u64) as usize
+            };
+            let sent = Arc::new(AtomicUsize::new(0));
+            let counted = sent.clone();
+            let mut fixture = Fixture::new(move |asked, blob| {
+                let mut reply = match below(8) {
+                    0 => return Reply::new(503, "busy"),
+                    1 => Reply::new(200, blob),
+                    2 => Reply::new(200, blob).without_length(),
+                    _ => Reply::blob(asked, blob),
+                };
+                let length = below(reply.body.len() + 1);
+                reply.ending = match below(6) {
+                    0 => Ending::Whole,
+                    1 => Ending::StallAfter(length),
+                    _ => Ending::CutAfter(length),
+                };
+                let length = if reply.ending == Ending::Whole { reply.body.len() } else { length };
+                counted.fetch_add(length, Ordering::Relaxed);
+                reply
+            })
+            .await;
+            fixture.config.download_attempts_max = 100;
+            fixture.config.timeouts.idle = Duration::from_millis(40);
+            fixture.config.timeouts.retry_first = Duration::from_millis(1);
+            fixture.config.timeouts.retry_max = Duration::from_millis(1);
+            let mut stream = fixture.stream(0);
+            let (read, error) = read(&mut stream).await;
+            assert!(error.is_none() && read == fixture.blob, "round {round}: {error:?}");
+            let (fetched, sent) = (stream.fetched_bytes(), sent.load(Ordering::Relaxed) as u64);
+            assert!((LENGTH as u64..=sent).contains(&fetched), "round {round}: {fetched} of {sent} bytes were counted");
+        }
     });
 }

@@ -3,6 +3,7 @@
 mod support;
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use baleen_oci::{Digest, DocumentError, Platform, Reference};
 use baleen_registry::{Client, ClientConfig, Credentials, Missing, RegistryError, ResolvedImage, Secret};
@@ -234,7 +235,9 @@ fn a_document_is_asked_for_again_when_the_connection_breaks() {
 fn a_silent_registry_is_given_up() {
     run(async {
         let stub = Stub::start(|_| Reply::document(MANIFEST_TYPE, "{}").ending(Ending::StallAfter(1))).await;
-        let error = resolve(&stub, ":1").await.unwrap_err();
+        let mut config = quick_config();
+        config.timeouts.idle = Duration::from_millis(200);
+        let error = resolve_as(&stub, ":1", config).await.unwrap_err();
         assert!(matches!(error, RegistryError::Timeout { .. }), "{error}");
     });
 }

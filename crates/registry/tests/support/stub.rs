@@ -351,7 +351,7 @@ impl Image {
 pub(crate) fn quick_config() -> baleen_registry::ClientConfig {
     let mut config = baleen_registry::ClientConfig::default();
     config.timeouts.retry_first = Duration::from_millis(5);
-    config.timeouts.idle = Duration::from_millis(500);
+    config.timeouts.idle = Duration::from_secs(5);
     config.timeouts.answer = Duration::from_secs(5);
     config.timeouts.connect = Duration::from_secs(5);
     config.timeouts.handshake = Duration::from_secs(5);
