@@ -65,6 +65,13 @@ pub(crate) fn refused_calls() -> Vec<String> {
 pub(crate) fn refuse_files() -> io::Result<()> {
     let architecture = ARCHITECTURE.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOSYS))?;
     answer_traps()?;
+    // glibc's allocator would read files: the number of processors from the ninth arena on, and how memory may be
+    // overcommitted before it first gives some back.
+    // SAFETY: each takes two numbers and no pointer; they only bound what later allocations and releases do.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 8);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
+    }
     install(&program(architecture))
 }
 

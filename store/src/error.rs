@@ -88,7 +88,7 @@ pub enum StoreError {
     #[error("layer {key} is not in the store; pull an image that contains it")]
     LayerMissing {
         /// Its key.
-        key: LayerKey,
+        key: Box<LayerKey>,
     },
     /// No such image.
     #[error("image {image} is not in the store; pull it")]
@@ -130,7 +130,7 @@ pub enum StoreError {
         /// The compressed blob.
         blob: Digest,
         /// The layer that it gave.
-        stored: LayerKey,
+        stored: Box<LayerKey>,
     },
     /// The same layer is being fetched by another call.
     #[error("blob {blob} is being unpacked by another pull; wait for it")]

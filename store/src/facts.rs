@@ -215,7 +215,7 @@ impl Facts {
         match record {
             Record::Opened | Record::Closed | Record::BaseEnd(_) => {}
             Record::BlobStored(fact, transaction) => {
-                self.blobs.insert(fact.digest.clone(), (Stated { sequence, fact }, transaction));
+                self.blobs.insert(fact.digest, (Stated { sequence, fact }, transaction));
             }
             Record::BlobRemoved(digest) => drop(self.blobs.remove(&digest)),
             Record::LayerStored(fact) => {
@@ -223,7 +223,7 @@ impl Facts {
             }
             Record::LayerRemoved(key) => drop(self.layers.remove(&key)),
             Record::ImageStored(fact) => {
-                self.images.insert(fact.id.clone(), Stated { sequence, fact });
+                self.images.insert(fact.id, Stated { sequence, fact });
             }
             Record::ImageRemoved(id) => drop(self.images.remove(&id)),
             Record::TagSet(fact) => {
@@ -231,7 +231,7 @@ impl Facts {
             }
             Record::TagRemoved(name) => drop(self.tags.remove(&name)),
             Record::PullBegun(fact) => {
-                self.pulls.insert(fact.manifest.clone(), Stated { sequence, fact });
+                self.pulls.insert(fact.manifest, Stated { sequence, fact });
             }
             Record::PullEnded(manifest) => drop(self.pulls.remove(&manifest)),
             Record::ContainerStored(fact, transaction) => {
@@ -287,14 +287,14 @@ impl Facts {
     pub(crate) fn reachable(&self) -> Reachable {
         let mut reachable = Reachable::default();
         for stated in self.images.values() {
-            reachable.blobs.insert(stated.fact.id.0.clone());
-            reachable.blobs.extend(stated.fact.manifest.clone());
+            reachable.blobs.insert(stated.fact.id.0);
+            reachable.blobs.extend(stated.fact.manifest);
             reachable.layers.extend(stated.fact.layers.iter().cloned());
         }
         for stated in self.pulls.values() {
-            reachable.blobs.insert(stated.fact.manifest.clone());
+            reachable.blobs.insert(stated.fact.manifest);
             reachable.layers.extend(stated.fact.layers.iter().map(|layer| layer.key.clone()));
-            reachable.partials.extend(stated.fact.layers.iter().map(|layer| layer.blob.clone()));
+            reachable.partials.extend(stated.fact.layers.iter().map(|layer| layer.blob));
         }
         reachable
     }

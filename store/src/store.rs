@@ -229,7 +229,7 @@ impl Store {
     pub fn layer_dir(&self, key: &LayerKey) -> Result<Handle, StoreError> {
         let object = Object::Layer(key.clone());
         if !self.shared.settled(&Key::Object(object.clone())).facts.layers.contains_key(key) {
-            return Err(StoreError::LayerMissing { key: key.clone() });
+            return Err(StoreError::LayerMissing { key: Box::new(key.clone()) });
         }
         self.open_object(&object)
     }

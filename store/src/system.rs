@@ -78,6 +78,7 @@ fn type_of(kind: NodeKind) -> FileType {
     }
 }
 
+#[allow(clippy::unnecessary_cast, reason = "some fields are narrower on 32-bit targets")]
 fn metadata_of(stat: &rustix::fs::Stat) -> Metadata {
     Metadata {
         kind: kind_of(FileType::from_raw_mode(stat.st_mode)),

@@ -181,7 +181,7 @@ impl Store {
             // A record names `partial/<blob>` as the place of its layer until the rename is known durable, so that
             // name may never hold anything else while the record lives.
             if let Some(fact) = state.facts.layer_of_blob(blob) {
-                return Err(StoreError::LayerStored { blob: *blob, stored: fact.key.clone() });
+                return Err(StoreError::LayerStored { blob: *blob, stored: Box::new(fact.key.clone()) });
             }
             if !state.partials.insert(*blob) {
                 return Err(StoreError::PartialInUse { blob: *blob });
@@ -423,8 +423,8 @@ impl Txn {
             let few = self.staged.0.len() <= SYNCS_MAX;
             let synced = if few || self.durability == Durability::EachFile {
                 // Children first, so that no name leads to what is not there.
-                let nodes = self.staged.0.iter().chain([&dir, staging]);
-                nodes.map(|node| disk.sync(node)).collect()
+                let mut nodes = self.staged.0.iter().chain([&dir, staging]);
+                nodes.try_for_each(|node| disk.sync(node))
             } else {
                 barrier(disk, &dir, &self.barrier)
             };
@@ -481,7 +481,7 @@ impl Txn {
                     for key in &image.layers {
                         let here = self.partials.iter().any(|(staged, _)| staged == key);
                         if !here && !facts.layers.contains_key(key) {
-                            return Err(StoreError::LayerMissing { key: key.clone() });
+                            return Err(StoreError::LayerMissing { key: Box::new(key.clone()) });
                         }
                     }
                     for digest in [Some(image.id.0), image.manifest].into_iter().flatten() {
