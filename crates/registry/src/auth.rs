@@ -169,6 +169,13 @@ impl Authorizer<'_> {
 
     /// The rule A2.
     async fn check_realm(&self, realm: &Url) -> Result<(), RegistryError> {
+        let refused = |why| {
+            let (from, to) = (self.registry.authority(), clean(&realm.origin.to_string()));
+            Err(RegistryError::Redirect { from, to, why })
+        };
+        if realm.origin.is_loopback() && !self.registry.is_loopback() {
+            return refused("its token server would be on this machine");
+        }
         let is_allowed = match realm.origin.scheme {
             Scheme::Https => true,
             Scheme::Http if self.registry.scheme == Scheme::Https && *self.trust == Trust::Verified => false,
@@ -176,11 +183,7 @@ impl Authorizer<'_> {
         };
         match is_allowed {
             true => Ok(()),
-            false => Err(RegistryError::Redirect {
-                from: self.registry.authority(),
-                to: clean(&realm.origin.to_string()),
-                why: "its token server would get credentials over plain HTTP",
-            }),
+            false => refused("its token server would get credentials over plain HTTP"),
         }
     }
 
@@ -242,8 +245,13 @@ impl Authorizer<'_> {
 pub(crate) async fn redirect_target(transport: &Transport, answer: &Answer) -> Result<Url, RegistryError> {
     let from = &answer.url;
     let location = answer.header(LOCATION).unwrap_or("");
-    let refused = |why| RegistryError::Redirect { from: from.origin.authority(), to: clean(location), why };
+    // Without its query, which may hold a signature.
+    let shown = clean(location.split('?').next().unwrap_or(""));
+    let refused = |why| RegistryError::Redirect { from: from.origin.authority(), to: shown.clone(), why };
     let target = from.join(location).ok_or_else(|| refused("it is not an address of HTTP"))?;
+    if target.origin.is_loopback() && !from.origin.is_loopback() {
+        return Err(refused("it leads from another host to this machine"));
+    }
     if target.origin.scheme == Scheme::Http {
         if from.origin.scheme == Scheme::Https {
             return Err(refused("it leads from TLS to plain HTTP"));

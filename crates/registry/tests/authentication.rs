@@ -5,9 +5,11 @@ mod support;
 use std::sync::Arc;
 
 use baleen_oci::{Platform, Reference};
-use baleen_registry::{Client, Credentials, Missing, RegistryError, RepositoryClient, ResolvedImage, Secret};
-use support::run;
+use baleen_registry::{
+    Client, Credentials, InsecureRegistries, Missing, RegistryError, RepositoryClient, ResolvedImage, Secret,
+};
 use support::stub::{Asked, Ending, Image, Reply, Stub, quick_config};
+use support::{Scratch, run};
 
 const BASIC: &str = "Basic dXNlcjpwYXNz";
 
@@ -308,6 +310,31 @@ fn a_redirected_token_server_loses_the_password() {
         resolve(&stub, password()).await.unwrap();
         assert_eq!(authorizations(&first), [Some(BASIC.to_owned())]);
         assert_eq!(authorizations(&second), [None]);
+    });
+}
+
+#[test]
+fn nothing_leads_from_another_host_to_this_machine() {
+    run(async {
+        let local = Stub::start(|_| Reply::new(200, "{}")).await;
+        let port = local.port();
+        let scratch = Scratch::new("authentication");
+        let mut config = quick_config();
+        config.hosts_file = scratch.path().join("hosts");
+        std::fs::write(&config.hosts_file, "127.0.0.1 registry.test\n").unwrap();
+        let redirecting = Stub::start(move |_| Reply::redirect(format!("http://localhost:{port}/?secret"))).await;
+        let realm = format!("Bearer realm=\"http://127.0.0.1:{port}/token\"");
+        let challenging = guarded(Image::new(1), "Bearer t", realm).await;
+        for stub in [redirecting, challenging] {
+            let host = format!("registry.test:{}", stub.port());
+            config.insecure_registries = InsecureRegistries::parse([&host]).unwrap();
+            let reference = Reference::parse(&format!("{host}/team/app:1")).unwrap();
+            let client = Client::new(config.clone()).repository(reference.repository(), password());
+            let error = client.document(&reference).await.unwrap_err();
+            assert!(matches!(error, RegistryError::Redirect { .. }), "{error}");
+            assert!(!error.to_string().contains("secret"), "a query may hold a signature: {error}");
+        }
+        assert_eq!(local.accepted_connections(), 0);
     });
 }
 

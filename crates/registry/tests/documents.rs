@@ -174,6 +174,22 @@ fn an_error_without_end_is_cut_off_and_shown_clean() {
 }
 
 #[test]
+fn a_head_without_end_is_refused() {
+    run(async {
+        let long = Stub::start(|_| Reply::document(MANIFEST_TYPE, "{}").header("X-Long", "x".repeat(200 << 10))).await;
+        let error = resolve(&long, ":1").await.unwrap_err();
+        assert!(matches!(error, RegistryError::Protocol { .. }), "{error:?}");
+        let many = Stub::start(|_| {
+            (0..1000)
+                .fold(Reply::document(MANIFEST_TYPE, "{}"), |reply, number| reply.header("X-Many", number.to_string()))
+        })
+        .await;
+        let error = resolve(&many, ":1").await.unwrap_err();
+        assert!(matches!(error, RegistryError::Protocol { .. }), "{error:?}");
+    });
+}
+
+#[test]
 fn unknown_types_are_named() {
     run(async {
         let html = Stub::start(|_| Reply::document("text/html; charset=utf-8", "<html>")).await;

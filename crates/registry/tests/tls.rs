@@ -269,9 +269,9 @@ fn nothing_leads_from_tls_to_plain_http() {
         let authority = Authority::new();
         let plain = Stub::start(|_| Reply::new(200, "{}")).await;
         let port = plain.port();
-        let realm = format!("Bearer realm=\"http://127.0.0.1:{port}/token\"");
+        let realm = format!("Bearer realm=\"http://plain.test:{port}/token\"");
         let redirecting = Stub::start_tls(authority.server("registry.test"), move |_| {
-            Reply::redirect(format!("http://127.0.0.1:{port}/"))
+            Reply::redirect(format!("http://plain.test:{port}/"))
         })
         .await;
         let challenging = Stub::start_tls(authority.server("registry.test"), move |_| {
@@ -284,7 +284,7 @@ fn nothing_leads_from_tls_to_plain_http() {
             let error = fixture.resolve().await.unwrap_err();
             assert!(matches!(error, RegistryError::Redirect { .. }), "{error}");
             // Not even if the other side is insecure by the user's word.
-            fixture.config.insecure_registries = InsecureRegistries::parse([format!("127.0.0.1:{port}")]).unwrap();
+            fixture.config.insecure_registries = InsecureRegistries::parse([format!("plain.test:{port}")]).unwrap();
             let error = fixture.resolve().await.unwrap_err();
             assert!(matches!(error, RegistryError::Redirect { .. }), "{error}");
         }
