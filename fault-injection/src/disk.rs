@@ -87,6 +87,8 @@ impl SimulatedDisk {
             errors: HashMap::new(),
             disk_errors: ErrorSequence::default(),
             writes_failed: false,
+            barrier_loses_errors: false,
+            old_errors_told: 0,
         };
         Self { inner: Arc::new(Mutex::new(inner)) }
     }
@@ -184,6 +186,16 @@ impl SimulatedDisk {
     /// Lets reads give less than was asked for, as the seed decides; `None` ends it.
     pub fn short_reads(&self, seed: Option<u64>) {
         self.lock_inner().short_reads = seed.map(Random::new);
+    }
+
+    /// Makes this the disk of a kernel before 5.17: a barrier does not tell of a write-back that failed before it.
+    pub fn lose_barrier_errors(&self, lose: bool) {
+        self.lock_inner().barrier_loses_errors = lose;
+    }
+
+    /// Errors so far that a sync, a barrier or a wait told of a write-back that had failed before it.
+    pub fn old_errors_told(&self) -> u64 {
+        self.lock_inner().old_errors_told
     }
 
     /// Takes back every fault, limit and skipped barrier. Errors that a later sync would report stay.
@@ -326,7 +338,10 @@ impl SimulatedDisk {
         let is_news = inner.tell_error(number, scope == Scope::Everything);
         match turn.error {
             Some(errno) => Err(errno.into()),
-            None if is_news => Err(Errno::IO.into()),
+            None if is_news && !(scope == Scope::Everything && inner.barrier_loses_errors) => {
+                inner.old_errors_told += 1;
+                Err(Errno::IO.into())
+            }
             None => Ok(()),
         }
     }
@@ -429,6 +444,9 @@ struct Inner {
     disk_errors: ErrorSequence,
     /// Some sync or write-back has failed: what the cache shows and what is on the disk may differ.
     writes_failed: bool,
+    barrier_loses_errors: bool,
+    /// Errors told of what had failed earlier.
+    old_errors_told: u64,
 }
 
 /// One call: the locked disk, the step it is, and the error that was injected into it.
@@ -958,11 +976,22 @@ impl Disk for SimulatedDisk {
         self.make_durable(Operation::Barrier, opened_before_writing)
     }
 
+    fn barrier_reports_every_error(&self) -> bool {
+        !self.lock_inner().barrier_loses_errors
+    }
+
     fn write_back(&self, file: &Handle, offset: u64, length: u64, mode: WriteBack) -> io::Result<()> {
         let mut turn = self.begin(Operation::WriteBack, Some(file), b"")?;
         let open = turn.inner.usable(file)?.clone();
         let end = if length == 0 { u64::MAX } else { offset.checked_add(length).ok_or(Errno::INVAL)? };
-        let Some(errno) = turn.error else { return Ok(()) };
+        let number = file.number().expect("looked up above");
+        let Some(errno) = turn.error else {
+            if mode == WriteBack::Wait && turn.inner.tell_error(number, false) {
+                turn.inner.old_errors_told += 1;
+                return Err(Errno::IO.into());
+            }
+            return Ok(());
+        };
         let failed = What::WriteBackFailed { inode: open.inode, offset, end };
         let step = turn.step;
         turn.inner.record.add(step, failed, open.path);
@@ -972,7 +1001,7 @@ impl Disk for SimulatedDisk {
         match mode {
             WriteBack::Start => Ok(()), // It fails after this call: a later sync says so.
             WriteBack::Wait => {
-                turn.inner.tell_error(file.number().expect("looked up above"), false);
+                turn.inner.tell_error(number, false);
                 Err(errno.into())
             }
         }

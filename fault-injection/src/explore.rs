@@ -102,7 +102,8 @@ pub trait Scenario: Sync {
     /// Recovers, as the next start does.
     ///
     /// # Errors
-    /// Only if a call on the disk failed. An error without one is a conviction.
+    /// Only if a call on the disk failed. An error without one is a conviction. In the same boot a sync may tell of
+    /// writes that had failed earlier: then recovery may fail for that, and is tried again.
     fn recover(&self, disk: &SimulatedDisk) -> Result<Self::Opened, String>;
 
     /// Judges what recovery gave against what had been acknowledged.
@@ -164,6 +165,8 @@ pub struct Exploration {
     pub skip_barriers: bool,
     /// Barriers that may be skipped without harm: a part of [`Barrier::what`], and why it is there all the same.
     pub barriers_kept: Vec<(String, String)>,
+    /// The disk is that of a kernel before 5.17: [`SimulatedDisk::lose_barrier_errors`].
+    pub lose_barrier_errors: bool,
     /// Threads to use.
     pub threads: usize,
     /// Convictions after which it stops.
@@ -182,6 +185,7 @@ impl Default for Exploration {
             errors_in_recovery: true,
             skip_barriers: true,
             barriers_kept: Vec::new(),
+            lose_barrier_errors: false,
             threads: 2,
             convictions_max: 3,
         }
@@ -344,7 +348,7 @@ pub fn explore<S: Scenario>(scenario: &S, exploration: &Exploration) -> Report {
 /// # Panics
 /// If the replay is not of this scenario.
 pub fn replay<S: Scenario>(scenario: &S, replay: &Replay) -> Result<(), Conviction> {
-    let exploration = Exploration::default();
+    let exploration = Exploration { lose_barrier_errors: replay.old_kernel, ..Exploration::default() };
     let explorer = Explorer::new(scenario, &exploration);
     let run = explorer.run(replay.mishap);
     let mut circumstances = String::new();
@@ -455,7 +459,7 @@ impl<'a, S: Scenario> Explorer<'a, S> {
 
     /// Runs the workload on a fresh copy of the prepared disk.
     fn run(&self, mishap: Option<Mishap>) -> Run<S::Ack> {
-        let disk = SimulatedDisk::with_tree(self.prepared.clone());
+        let disk = self.disk(self.prepared.clone());
         match mishap {
             None => {}
             Some(Mishap::Error(step, errno)) => disk.fail_step(step, errno),
@@ -467,6 +471,17 @@ impl<'a, S: Scenario> Explorer<'a, S> {
         let result = caught(|| self.scenario.workload(&disk, &mut journal));
         disk.clear_faults();
         Run { mishap, recording: disk.recording(), disk, journal, result }
+    }
+
+    fn disk(&self, tree: Tree) -> SimulatedDisk {
+        let disk = SimulatedDisk::with_tree(tree);
+        disk.lose_barrier_errors(self.exploration.lose_barrier_errors);
+        disk
+    }
+
+    /// The replay of a run in which nothing has gone wrong yet.
+    fn nothing_yet(&self) -> Replay {
+        Replay { old_kernel: self.exploration.lose_barrier_errors, ..Replay::default() }
     }
 
     fn is_done(&self) -> bool {
@@ -488,9 +503,21 @@ impl<'a, S: Scenario> Explorer<'a, S> {
         caught(|| self.scenario.recover(disk))
     }
 
+    /// Recovers, and tries again while old errors are told: each is told to one handle once, so there is an end.
+    fn recover_once_more(&self, disk: &SimulatedDisk) -> Result<S::Opened, String> {
+        for _ in 1..RECOVERIES_MAX {
+            let told = disk.old_errors_told();
+            match self.recover(disk) {
+                Err(error) if disk.old_errors_told() > told && !error.starts_with(PANIC) => continue,
+                other => return other,
+            }
+        }
+        self.recover(disk)
+    }
+
     fn recover_and_judge(&self, disk: &SimulatedDisk, acks: &[S::Ack]) -> Result<Recovered, String> {
         add(&self.counts.judged, 1);
-        let opened = self.recover(disk).map_err(|error| format!("recovery fails: {error}"))?;
+        let opened = self.recover_once_more(disk).map_err(|error| format!("recovery fails: {error}"))?;
         let recording = disk.recording();
         let facts = caught(|| {
             self.scenario.judge(disk, &opened, acks)?;
@@ -523,7 +550,7 @@ impl<'a, S: Scenario> Explorer<'a, S> {
                 let states = walk.states(&self.exploration.subsets);
                 add(&self.counts.states, states.len());
                 for state in states {
-                    self.judge_cut(&walk, state, acks, &Replay::default());
+                    self.judge_cut(&walk, state, acks, &self.nothing_yet());
                 }
             }
         });
@@ -535,7 +562,7 @@ impl<'a, S: Scenario> Explorer<'a, S> {
         if self.is_done() || !self.is_new(&tree, acks) {
             return;
         }
-        let disk = SimulatedDisk::with_tree(tree);
+        let disk = self.disk(tree);
         let circumstances = || format!("{}{}", in_words(before), walk.describe(&state));
         match self.recover_and_judge(&disk, acks) {
             Err(complaint) => self.convict(before.and(Then::Cut(state.clone())), circumstances(), complaint),
@@ -568,7 +595,7 @@ impl<'a, S: Scenario> Explorer<'a, S> {
                 if self.is_done() || (!self.is_new(&tree, acks) && !was_shown) {
                     continue;
                 }
-                let disk = SimulatedDisk::with_tree(tree);
+                let disk = self.disk(tree);
                 let complaint = match self.recover_and_judge(&disk, acks) {
                     Err(complaint) => complaint,
                     Ok(again) if was_shown && again.facts != recovered.facts => changed(&recovered.facts, &again.facts),
@@ -598,13 +625,13 @@ impl<'a, S: Scenario> Explorer<'a, S> {
 
     fn judge_mishap(&self, mishap: Mishap) {
         add(&self.counts.error_runs, 1);
-        let before = Replay { mishap: Some(mishap), then: Vec::new() };
+        let before = Replay { mishap: Some(mishap), ..self.nothing_yet() };
         let run = self.run(Some(mishap));
         let acks = &run.journal.acks;
         if let Err(error) = &run.result
             && error.starts_with(PANIC)
         {
-            self.convict(before, in_words(&Replay { mishap: Some(mishap), then: Vec::new() }), error.clone());
+            self.convict(before, in_words(&Replay { mishap: Some(mishap), ..self.nothing_yet() }), error.clone());
             return;
         }
         // The power goes.
@@ -629,7 +656,7 @@ impl<'a, S: Scenario> Explorer<'a, S> {
                 let mut walk = Walk::new(&recovered.recording, None);
                 walk.advance(recovered.recording.steps());
                 for state in walk.states(&self.exploration.after_error) {
-                    let disk = SimulatedDisk::with_tree(walk.build(&state));
+                    let disk = self.disk(walk.build(&state));
                     let complaint = match self.recover_and_judge(&disk, acks) {
                         Err(complaint) => complaint,
                         Ok(again) if again.facts != recovered.facts => changed(&recovered.facts, &again.facts),
@@ -649,7 +676,7 @@ impl<'a, S: Scenario> Explorer<'a, S> {
         if self.is_done() {
             return;
         }
-        let disk = SimulatedDisk::with_tree(tree);
+        let disk = self.disk(tree);
         disk.set_capacity(Some(disk.used_bytes()));
         let first = self.recover(&disk).map(drop);
         disk.set_capacity(None);
@@ -673,12 +700,12 @@ impl<'a, S: Scenario> Explorer<'a, S> {
         for fate in [Fate::Kept, Fate::Lost] {
             let state = CrashState { cut: run.recording.steps(), fates: vec![fate; count] };
             let tree = walk.build(&state);
-            let clean = SimulatedDisk::with_tree(tree.clone());
+            let clean = self.disk(tree.clone());
             let _ = self.recover(&clean);
             self.in_parallel(clean.calls(), |calls| {
                 for call in calls {
                     add(&self.counts.recovery_errors, 1);
-                    let disk = SimulatedDisk::with_tree(tree.clone());
+                    let disk = self.disk(tree.clone());
                     disk.inject(Fault { when: When::Call(call), errno: Errno::IO });
                     let first = self.recover(&disk).map(drop);
                     disk.clear_faults();
@@ -689,7 +716,7 @@ impl<'a, S: Scenario> Explorer<'a, S> {
                             Ok(_) => continue,
                         },
                     };
-                    let replay = Replay::default().and(Then::Cut(state.clone())).and(Then::ErrorInRecovery(call));
+                    let replay = self.nothing_yet().and(Then::Cut(state.clone())).and(Then::ErrorInRecovery(call));
                     let circumstances = format!("{}\nthen call {call} of recovery failed", walk.describe(&state));
                     self.convict(replay, circumstances, complaint);
                 }
@@ -729,7 +756,7 @@ impl<'a, S: Scenario> Explorer<'a, S> {
                 if !seen.insert((tree.hash(), acks.len())) || self.was_judged(&tree, acks) {
                     continue;
                 }
-                if self.recover_and_judge(&SimulatedDisk::with_tree(tree), acks).is_err() {
+                if self.recover_and_judge(&self.disk(tree), acks).is_err() {
                     return true;
                 }
             }
@@ -744,6 +771,8 @@ impl<'a, S: Scenario> Explorer<'a, S> {
     }
 }
 
+/// Recoveries in one boot before an error that is still told is a conviction.
+const RECOVERIES_MAX: usize = 4;
 const PANIC: &str = "panicked: ";
 
 /// Runs it, and makes of a panic an error: an assertion that a state breaks is a finding about that state.

@@ -33,9 +33,11 @@ pub enum Then {
 
 /// A run of a scenario: `eio@12 31:kkl 4:k` reads as "step 12 fails with EIO, the power goes before step 31, and again
 /// before step 4 of the recovery". Other words: `enospc@N`, `edquot@N`, `erofs@N`, `full@N`, `read-only@N`, `skip@N` (a barrier),
-/// `reopen`, `call@N`.
+/// `reopen`, `call@N`, `old-kernel`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Replay {
+    /// The disk is that of a kernel before 5.17: [`SimulatedDisk::lose_barrier_errors`](crate::SimulatedDisk::lose_barrier_errors).
+    pub old_kernel: bool,
     /// What goes wrong during the workload, if anything.
     pub mishap: Option<Mishap>,
     /// What follows.
@@ -56,6 +58,9 @@ const ERRORS: [(&str, Errno); 4] =
 impl fmt::Display for Replay {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut words = Vec::new();
+        if self.old_kernel {
+            words.push("old-kernel".to_owned());
+        }
         match self.mishap {
             None => {}
             Some(Mishap::Error(step, errno)) => {
@@ -91,6 +96,10 @@ impl FromStr for Replay {
         let mut replay = Self::default();
         for word in text.split_whitespace() {
             let unknown = || NotAReplay { word: word.to_owned() };
+            if word == "old-kernel" {
+                replay.old_kernel = true;
+                continue;
+            }
             let Some((name, number)) = word.split_once('@') else {
                 replay.then.push(match word {
                     "reopen" => Then::Reopen,
@@ -120,8 +129,15 @@ mod tests {
 
     #[test]
     fn a_replay_reads_back_from_its_text() {
-        for text in ["", "17:kkl", "eio@12 31:kt512.9;l 4:k", "full@3 reopen 9:", "skip@2 5:l", "call@8", "read-only@0"]
-        {
+        for text in [
+            "",
+            "17:kkl",
+            "eio@12 31:kt512.9;l 4:k",
+            "full@3 reopen 9:",
+            "skip@2 5:l",
+            "call@8",
+            "old-kernel read-only@0",
+        ] {
             assert_eq!(text.parse::<Replay>().unwrap().to_string(), text);
         }
         for wrong in ["17", "eio@x", "nothing@3", "17:q"] {

@@ -93,6 +93,21 @@ fn a_write_back_that_fails_later_is_told_by_the_next_barrier() {
 }
 
 #[test]
+fn on_an_old_kernel_a_barrier_tells_nothing_and_a_wait_for_each_file_does() {
+    let (disk, root, file) = disk_with_file();
+    disk.lose_barrier_errors(true);
+    assert!(!disk.barrier_reports_every_error());
+    disk.write_at(&file, b"new", 0).unwrap();
+    disk.fail_nth(Operation::WriteBack, 0, Errno::IO);
+    disk.write_back(&file, 0, 0, WriteBack::Start).unwrap();
+    disk.barrier(&root).expect("the error is lost");
+    assert!(some_cut_leaves(&disk, b"old"));
+    let again = disk.open_file(&root, b"f", Access::Read).unwrap();
+    assert_eq!(errno(disk.write_back(&again, 0, 0, WriteBack::Wait)), Some(libc::EIO), "nobody had seen it yet");
+    assert_eq!(disk.old_errors_told(), 1);
+}
+
+#[test]
 fn write_back_is_no_barrier() {
     let (disk, _, file) = disk_with_file();
     disk.write_at(&file, b"new", 0).unwrap();
