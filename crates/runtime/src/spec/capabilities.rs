@@ -74,12 +74,12 @@ pub fn parse_capability(name: &str) -> Result<&'static str, SpecError> {
     ALL.iter().find(|known| &known[4..] == bare).copied().ok_or_else(|| SpecError::Capability { name: name.to_owned() })
 }
 
-/// The set that a container gets: Docker's rules for add, drop and `ALL`, cut to what this kernel knows.
+/// The set that a container gets: Docker's rules for add, drop and `ALL`, cut to what is available (as bits by number).
 pub(crate) fn effective_set(
     privileged: bool,
     add: &[String],
     drop: &[String],
-    last_known: usize,
+    available: u64,
 ) -> Result<Vec<&'static str>, SpecError> {
     let is_all = |names: &[String]| names.iter().any(|name| name.eq_ignore_ascii_case("ALL"));
     let named = |names: &[String]| {
@@ -90,13 +90,13 @@ pub(crate) fn effective_set(
             .collect::<Result<Vec<_>, _>>()
     };
     let (added, dropped) = (named(add)?, named(drop)?);
-    let known = &ALL[..ALL.len().min(last_known + 1)];
+    let known: Vec<_> =
+        ALL.iter().enumerate().filter(|(number, _)| available >> number & 1 == 1).map(|(_, name)| *name).collect();
     if privileged {
-        return Ok(known.to_vec());
+        return Ok(known);
     }
     Ok(known
-        .iter()
-        .copied()
+        .into_iter()
         .filter(|name| {
             let by_default = is_all(add) || (DEFAULT_CAPABILITIES.contains(name) && !is_all(drop));
             // With "drop ALL" and "add X" X stays; with "add ALL" and "drop X" X goes; else an explicit add wins over nothing.
@@ -112,7 +112,7 @@ mod tests {
 
     fn set(add: &[&str], drop: &[&str]) -> Vec<&'static str> {
         let owned = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
-        let mut set = effective_set(false, &owned(add), &owned(drop), 40).unwrap();
+        let mut set = effective_set(false, &owned(add), &owned(drop), u64::MAX).unwrap();
         set.sort_unstable();
         set
     }
@@ -128,11 +128,12 @@ mod tests {
         assert_eq!(set(&["ALL"], &[]).len(), 41);
         assert_eq!(set(&["ALL"], &["CAP_SYS_ADMIN"]).len(), 40);
         assert!(!set(&[], &["mknod"]).contains(&"CAP_MKNOD"));
-        assert!(effective_set(false, &["CAP_NOPE".to_owned()], &[], 40).is_err());
+        assert!(effective_set(false, &["CAP_NOPE".to_owned()], &[], u64::MAX).is_err());
     }
 
     #[test]
-    fn a_kernel_without_the_newest_capabilities_is_not_asked_for_them() {
-        assert_eq!(effective_set(true, &[], &[], 37).unwrap().len(), 38);
+    fn what_the_kernel_or_the_daemon_lacks_is_not_asked_for() {
+        assert_eq!(effective_set(true, &[], &[], (1 << 38) - 1).unwrap().len(), 38);
+        assert_eq!(effective_set(true, &[], &[], 0b101).unwrap(), ["CAP_CHOWN", "CAP_DAC_READ_SEARCH"]);
     }
 }

@@ -37,7 +37,7 @@ const READONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/
 pub fn runtime_spec(spec: &ContainerSpec, rootfs: &Path) -> Result<Value, SpecError> {
     check_texts(spec)?;
     let user = users::resolve(rootfs, &spec.user, &spec.group_add)?;
-    let capabilities = capabilities::effective_set(spec.privileged, &spec.cap_add, &spec.cap_drop, last_capability())?;
+    let capabilities = capabilities::effective_set(spec.privileged, &spec.cap_add, &spec.cap_drop, own_capabilities())?;
     let (nodes, rules) = device_lists(spec)?;
 
     let mut process = json!({
@@ -465,10 +465,15 @@ fn collect_devices(
     Ok(())
 }
 
-/// The highest capability that this kernel knows.
-fn last_capability() -> usize {
-    let text = fs::read_to_string("/proc/sys/kernel/cap_last_cap");
-    text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(capabilities::ALL.len() - 1)
+/// The capabilities that this process may pass on, as bits. (Its own bounding set may be smaller than the kernel's: what it lacks
+/// nobody can give.)
+fn own_capabilities() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let set = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|value| u64::from_str_radix(value.trim(), 16).ok()).unwrap_or(u64::MAX)
+    };
+    set("CapPrm:") & set("CapBnd:")
 }
 
 #[cfg(test)]

@@ -172,6 +172,9 @@ pub(crate) fn shim_pid(fixture: &Fixture) -> i32 {
 /// This program as another process: `helper spawn <config.json>` spawns and starts a container, then waits to be killed.
 pub(crate) fn helper(arguments: &[String]) -> ExitCode {
     let [verb, path] = arguments else { return ExitCode::FAILURE };
+    if verb == "probe" {
+        return crate::probe::run(path);
+    }
     assert_eq!(verb, "spawn");
     let frame = fs::read(path).unwrap();
     let (json, _) = baleen_runtime::protocol::split_frame(&frame, 4 << 20).unwrap().unwrap();

@@ -3,6 +3,7 @@
 mod basics;
 mod fixture;
 mod lifetime;
+mod probe;
 mod security;
 mod streams;
 

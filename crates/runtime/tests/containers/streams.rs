@@ -14,16 +14,25 @@ use crate::fixture::{Fixture, eventually, shim_pid};
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_client_attached_before_start_loses_no_byte", a_client_attached_before_start_loses_no_byte),
-    ("input_is_closed_by_a_half_closed_client_and_output_still_comes", input_is_closed_by_a_half_closed_client_and_output_still_comes),
+    (
+        "input_is_closed_by_a_half_closed_client_and_output_still_comes",
+        input_is_closed_by_a_half_closed_client_and_output_still_comes,
+    ),
     ("an_empty_frame_ends_the_input_too", an_empty_frame_ends_the_input_too),
     ("input_stays_open_unless_it_is_to_be_closed", input_stays_open_unless_it_is_to_be_closed),
     ("a_client_gets_only_the_streams_it_wants", a_client_gets_only_the_streams_it_wants),
     ("megabytes_pass_through_both_ways", megabytes_pass_through_both_ways),
-    ("a_stalled_reader_holds_the_container_up_in_bounded_memory", a_stalled_reader_holds_the_container_up_in_bounded_memory),
+    (
+        "a_stalled_reader_holds_the_container_up_in_bounded_memory",
+        a_stalled_reader_holds_the_container_up_in_bounded_memory,
+    ),
     ("a_reader_that_goes_away_harms_nobody", a_reader_that_goes_away_harms_nobody),
     ("a_terminal_has_a_size_and_follows_changes", a_terminal_has_a_size_and_follows_changes),
     ("a_terminal_passes_keys_and_answers", a_terminal_passes_keys_and_answers),
-    ("nonsense_on_the_socket_is_refused_and_the_container_goes_on", nonsense_on_the_socket_is_refused_and_the_container_goes_on),
+    (
+        "nonsense_on_the_socket_is_refused_and_the_container_goes_on",
+        nonsense_on_the_socket_is_refused_and_the_container_goes_on,
+    ),
     ("thousands_of_broken_connections_leave_nothing_behind", thousands_of_broken_connections_leave_nothing_behind),
 ];
 
@@ -202,7 +211,8 @@ fn a_reader_that_goes_away_harms_nobody() {
 }
 
 fn a_terminal_has_a_size_and_follows_changes() {
-    let mut fixture = Fixture::sh("tty; stty size; trap 'stty size; exit 5' WINCH; echo ready; while :; do sleep 0.05; done");
+    let mut fixture =
+        Fixture::sh("tty; stty size; trap 'stty size; exit 5' WINCH; echo ready; while :; do sleep 0.05; done");
     fixture.spec.tty = true;
     let shim = fixture.create().unwrap();
     shim.resize(33, 77).unwrap();
