@@ -216,10 +216,8 @@ impl Cgroup {
 
     /// Sends SIGKILL to every process of the group, once; returns how many there were.
     pub(crate) fn kill_all(&self) -> usize {
-        if let Some(dir) = self.dir_with("cgroup.kill") {
-            if fs::write(dir.join("cgroup.kill"), "1").is_ok() {
-                return self.members().len();
-            }
+        if self.dir_with("cgroup.kill").is_some_and(|dir| fs::write(dir.join("cgroup.kill"), "1").is_ok()) {
+            return self.members().len();
         }
         let members = self.members();
         for &pid in &members {

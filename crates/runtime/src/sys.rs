@@ -153,8 +153,7 @@ fn readonly_view(path: &Path) -> io::Result<OwnedFd> {
     }
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let tree = rustix::mount::open_tree(rustix::fs::CWD, path, flags)?;
-    let attributes =
-        MountAttributes { set: u64::from(libc::MOUNT_ATTR_RDONLY), clear: 0, propagation: 0, user_namespace: 0 };
+    let attributes = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, clear: 0, propagation: 0, user_namespace: 0 };
     // SAFETY: the path is a NUL-terminated literal; `attributes` is initialised, has the kernel's layout (struct mount_attr, 32 bytes)
     // and outlives the call, and its true size is passed; the kernel keeps neither pointer; `tree` is borrowed, so its descriptor
     // stays open.

@@ -159,7 +159,7 @@ fn record(stream: LogStream, text: &[u8], now: i128) -> Vec<u8> {
     record.extend_from_slice(b"{\"log\":");
     // A string always serialises; it is the writer that could fail, and this one is memory.
     let _ = serde_json::to_writer(&mut record, text.as_ref());
-    let _ = write!(record, ",\"stream\":\"{}\",\"time\":\"{}\"}}\n", stream.name(), clock::rfc3339(now));
+    let _ = writeln!(record, ",\"stream\":\"{}\",\"time\":\"{}\"}}", stream.name(), clock::rfc3339(now));
     record
 }
 
