@@ -335,3 +335,75 @@ impl<'a> Reader<'a> {
         Ok(ContainerFact { id, name, image, desired })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one_of_each() -> Vec<Record> {
+        let digest = |text: &str| Digest::sha256_of(text.as_bytes());
+        let long = Digest::of(Algorithm::Sha512, b"long");
+        let plain = LayerKey::new(DiffId(digest("layer")));
+        let stacked = LayerKey { parents: Some(ChainId(digest("parents"))), ..plain.clone() };
+        let transaction = TransactionId { opened: 5, counter: 6 };
+        let container = ContainerFact {
+            id: "c".repeat(64),
+            name: "web".to_owned(),
+            image: ImageId(digest("config")),
+            desired: Desired::Running,
+        };
+        vec![
+            Record::Opened,
+            Record::Closed,
+            Record::BaseEnd(9),
+            Record::BlobStored(BlobFact { digest: long, size_bytes: 7 }, transaction),
+            Record::BlobRemoved(digest("blob")),
+            Record::LayerStored(LayerFact {
+                key: stacked.clone(),
+                blob: digest("blob"),
+                blob_size_bytes: 1,
+                tar_size_bytes: 2,
+                unpacked_size_bytes: 3,
+                entries: 4,
+                recipe_size_bytes: 5,
+                implied_directories: true,
+            }),
+            Record::LayerRemoved(plain.clone()),
+            Record::ImageStored(ImageFact {
+                id: ImageId(digest("config")),
+                manifest: None,
+                layers: vec![plain.clone(), stacked],
+            }),
+            Record::ImageRemoved(ImageId(digest("config"))),
+            Record::TagSet(TagFact { name: "app:1".to_owned(), image: ImageId(long), set_at_seconds: -1 }),
+            Record::TagRemoved("app:1".to_owned()),
+            Record::PullBegun(PullFact {
+                manifest: digest("manifest"),
+                layers: vec![PullLayer { blob: digest("blob"), blob_size_bytes: 8, key: plain }],
+            }),
+            Record::PullEnded(digest("manifest")),
+            Record::ContainerStored(container.clone(), transaction),
+            Record::ContainerChanged(container.clone()),
+            Record::ContainerRemoved(container.id),
+        ]
+    }
+
+    #[test]
+    fn every_record_reads_back_and_none_of_its_beginnings_does() {
+        for record in one_of_each() {
+            let (kind, version, body) = encode(&record);
+            assert_eq!(decode(kind, version, &body).as_ref(), Ok(&record));
+            for length in 0..body.len() {
+                assert!(decode(kind, version, &body[..length]).is_err(), "{record:?} cut at {length}");
+            }
+            let longer = [&body[..], &[0]].concat();
+            assert_eq!(decode(kind, version, &longer), Err(RecordError::Rest(1)));
+        }
+    }
+
+    #[test]
+    fn an_unknown_record_is_an_error_that_names_it() {
+        assert_eq!(decode(99, 1, &[]), Err(RecordError::Unknown(99, 1)));
+        assert_eq!(decode(kind::OPENED, 2, &[]), Err(RecordError::Unknown(kind::OPENED, 2)));
+    }
+}

@@ -680,3 +680,118 @@ fn write_base(
         }
     }
 }
+
+/// Replays `body` as what follows the header of a segment, after giving each batch in it the checksum that it lacks: so a
+/// fuzzer reaches what the checksum guards. Every record that is accepted must encode to the bytes it came from.
+///
+/// # Panics
+/// If it does not.
+#[doc(hidden)]
+pub fn fuzz_replay(body: &[u8]) -> Result<usize, StoreError> {
+    let (store_id, number) = ([7; 16], 1);
+    let kind = if body.first().is_some_and(|byte| byte & 1 == 1) { KIND_BASE } else { KIND_CONTINUED };
+    let header = SegmentHeader { kind, number, first_sequence: 1 };
+    let mut bytes = header.encode(store_id);
+    assert!(SegmentHeader::decode(store_id, number, &bytes).is_some(), "a header reads back");
+    bytes.extend_from_slice(body.get(1..).unwrap_or_default());
+    for position in (BLOCK..bytes.len()).step_by(BLOCK) {
+        let Some(length) = u32_at(&bytes, position + 4).map(|length| length as usize) else { continue };
+        let Some(frame) = bytes.get_mut(position..).and_then(|rest| rest.get_mut(..length)) else { continue };
+        if frame.len() >= FRAME_HEADER {
+            let sum = checksum(store_id, number, &[&frame[..32], &frame[FRAME_HEADER..]]);
+            frame[32..FRAME_HEADER].copy_from_slice(&sum);
+        }
+    }
+    let mut replay = Replay { facts: Facts::default(), next_sequence: 1, closed: false, torn: false, last_batch: None };
+    let result = replay_segment(store_id, &header, &bytes, None, &mut replay);
+    for (sequence, record) in replay.facts.records() {
+        let mut payload = Vec::new();
+        if encode_record(&mut payload, sequence, &record).is_ok() {
+            let batch = Batch { first_sequence: sequence, records: 1, payload };
+            assert_eq!(batch.decode_records(), Ok(vec![(sequence, record)]), "a fact reads back");
+        }
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Segments are read as they lie: no disk is needed to judge them.
+    fn segment(batches: &[Batch]) -> Vec<u8> {
+        let mut bytes = SegmentHeader { kind: KIND_CONTINUED, number: 1, first_sequence: 1 }.encode([7; 16]);
+        for batch in batches {
+            bytes.extend(batch.encode([7; 16], 1, batch.first_sequence - 1));
+        }
+        bytes.resize(bytes.len() + 4 * BLOCK, 0);
+        bytes
+    }
+
+    fn tag(sequence: u64, records: u64) -> Batch {
+        let mut payload = Vec::new();
+        for index in 0..records {
+            let record = Record::TagRemoved(format!("app:{}", sequence + index));
+            encode_record(&mut payload, sequence + index, &record).expect("a short record");
+        }
+        Batch { first_sequence: sequence, records: records as u32, payload }
+    }
+
+    fn replay(bytes: &[u8]) -> Result<Replay, StoreError> {
+        let header = SegmentHeader { kind: KIND_CONTINUED, number: 1, first_sequence: 1 };
+        let mut replay =
+            Replay { facts: Facts::default(), next_sequence: 1, closed: false, torn: false, last_batch: None };
+        replay_segment([7; 16], &header, bytes, None, &mut replay).map(|_| replay)
+    }
+
+    #[test]
+    fn a_changed_byte_is_damage_but_in_the_last_batch_where_it_is_a_torn_tail() {
+        let bytes = segment(&[tag(1, 1), tag(2, 200), tag(202, 1)]);
+        let whole = replay(&bytes).expect("a whole segment");
+        assert_eq!((whole.next_sequence, whole.torn), (203, false));
+        let last = bytes.len() - 5 * BLOCK;
+        let padding = |index: usize| {
+            let frames = [(BLOCK, tag(1, 1)), (2 * BLOCK, tag(2, 200)), (last, tag(202, 1))];
+            frames
+                .iter()
+                .any(|(start, batch)| (start + batch.frame_bytes()..start + batch.padded_bytes()).contains(&index))
+        };
+        for index in (BLOCK..last + BLOCK).step_by(7).filter(|index| !padding(*index)) {
+            let mut changed = bytes.clone();
+            changed[index] ^= 0x10;
+            match replay(&changed) {
+                Ok(torn) => assert!(index >= last && torn.torn && torn.next_sequence == 202, "byte {index}"),
+                Err(error) => assert!(index < last && matches!(error, StoreError::Damaged { .. }), "byte {index}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_batch_of_another_segment_or_store_never_passes() {
+        let mut bytes = segment(&[tag(1, 1)]);
+        let stale = tag(2, 1).encode([7; 16], 2, 1);
+        bytes[2 * BLOCK..3 * BLOCK].copy_from_slice(&stale);
+        assert_eq!(replay(&bytes).expect("a torn tail").next_sequence, 2);
+        let foreign = tag(2, 1).encode([8; 16], 1, 1);
+        bytes[2 * BLOCK..3 * BLOCK].copy_from_slice(&foreign);
+        assert_eq!(replay(&bytes).expect("a torn tail").next_sequence, 2);
+    }
+
+    #[test]
+    fn a_lost_batch_before_a_valid_one_is_damage() {
+        let bytes = segment(&[tag(1, 1), tag(2, 1), tag(3, 1)]);
+        let mut lost = bytes.clone();
+        lost[2 * BLOCK..3 * BLOCK].fill(0);
+        assert!(matches!(replay(&lost), Err(StoreError::Damaged { .. })));
+        let mut cut = bytes;
+        cut[3 * BLOCK..].fill(0);
+        assert_eq!(replay(&cut).expect("a shorter log").next_sequence, 3);
+    }
+
+    #[test]
+    fn the_fuzzer_s_way_in_reaches_the_records() {
+        let mut body = vec![0];
+        body.extend_from_slice(&segment(&[tag(1, 3)])[BLOCK..]);
+        assert_eq!(fuzz_replay(&body).expect("a segment"), 2 * BLOCK);
+    }
+}
