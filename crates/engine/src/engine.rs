@@ -1,29 +1,37 @@
-//! The engine: its parts, opened together, and its verbs.
+//! The engine: its parts, opened together, and what it tells of itself. The verbs are with their nouns: `image`, `container`.
 //!
 //! A verb that changes something runs to its end once it has begun, whether its caller stays or not; `pull` is the
 //! exception: dropping its future means that the client has gone.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
-
+use baleen_registry::{Client, ClientConfig, InsecureRegistries};
+use baleen_store::{Store, SystemDisk};
 use bytes::Bytes;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::config::EngineConfig;
 use crate::container::*;
-use crate::door::Door;
+use crate::door::{Door, ended};
 use crate::error::EngineError;
 use crate::events::{EventQuery, EventStream, Events};
-use crate::image::*;
+use crate::image::{Downloads, LoadRequest, Pruned, store_error};
 use crate::info::{DiskUsage, EngineInfo};
 use crate::progress::ProgressSender;
 
 /// A container engine on one store. Cheap to share; every verb takes `&Arc<Engine>`.
-#[derive(Debug)]
 pub struct Engine {
     pub(crate) config: EngineConfig,
     pub(crate) door: Door,
+    pub(crate) store: Store,
+    pub(crate) registry: Client,
+    pub(crate) downloads: Arc<Downloads>,
     pub(crate) events: Events,
+    /// Held by a prune of images.
+    pub(crate) prune_turn: Semaphore,
+    /// Held by whoever empties the trash.
+    pub(crate) trash_turn: Arc<Semaphore>,
 }
 
 impl Engine {
@@ -32,33 +40,36 @@ impl Engine {
     /// # Errors
     /// If the store refuses to open: in use, of a newer format, on an unfit file system, or damaged.
     pub async fn open(config: EngineConfig) -> Result<Arc<Self>, EngineError> {
-        let door = Door::new(config.limits.door_threads);
-        Ok(Arc::new(Self { config, door, events: Events::default() }))
+        let registry = Client::new(client_config(&config)?);
+        let (data_root, exec_root) = (config.data_root.clone(), config.exec_root.clone());
+        let opening = tokio::task::spawn_blocking(move || open_store(&data_root, &exec_root));
+        let store = opening.await.map_err(|error| ended("open the store", &error))??;
+        let engine = Arc::new(Self {
+            door: Door::new(config.limits.door_threads),
+            store,
+            registry,
+            downloads: Arc::new(Downloads::new(config.limits.concurrent_downloads_max)),
+            events: Events::default(),
+            prune_turn: Semaphore::new(1),
+            trash_turn: Arc::new(Semaphore::new(1)),
+            config,
+        });
+        // What the last owner has left in the trash.
+        engine.empty_trash_later();
+        Ok(engine)
     }
 
-    /// Closes the store cleanly; containers and their shims go on. Verbs fail with `ShuttingDown` from then on.
+    /// Closes the store cleanly; containers and their shims go on. Changes are refused from then on.
     ///
     /// # Errors
     /// If the store's log cannot be closed; nothing that was acknowledged is lost by that.
     pub async fn close(self: &Arc<Self>) -> Result<(), EngineError> {
-        Ok(())
+        let store = self.store.clone();
+        self.door.enter("close the store", move || store.close().map_err(store_error("close the store"))).await
     }
 
-    // Images.
-
-    /// Pulls an image. Until the registry has answered for the manifest nothing is sent to `progress`: an error before
-    /// the first message is a plain error of the request, one after it is the stream's last line.
-    ///
-    /// Dropping the future cancels the pull, except for layers that another pull waits for.
-    ///
-    /// # Durability
-    /// `Pull complete` of a layer is sent after its record is synced; on `Ok` image and tag are durable.
-    ///
-    /// # Errors
-    /// Those of names, registry, content, space and store, each by its own variant.
-    pub async fn pull(self: &Arc<Self>, request: PullRequest, progress: ProgressSender) -> Result<Pulled, EngineError> {
-        let _ = (request, progress);
-        Err(EngineError::not_implemented("pull"))
+    pub(crate) fn is_running(&self, _container: &str) -> bool {
+        false
     }
 
     /// Loads the images of an archive (docker-archive or OCI layout, plain), which arrives in pieces; `Err` from the
@@ -74,68 +85,6 @@ impl Engine {
     ) -> Result<(), EngineError> {
         let _ = (request, archive, progress);
         Err(EngineError::not_implemented("image load"))
-    }
-
-    /// All images, newest first.
-    ///
-    /// # Errors
-    /// Of the store.
-    pub async fn images(self: &Arc<Self>) -> Result<Vec<ImageSummary>, EngineError> {
-        Err(EngineError::not_implemented("image list"))
-    }
-
-    /// One image by reference, ID or unique prefix of an ID.
-    ///
-    /// # Errors
-    /// `NoSuchImage`.
-    pub async fn image(self: &Arc<Self>, name: &str) -> Result<ImageDetails, EngineError> {
-        let _ = name;
-        Err(EngineError::not_implemented("image inspect"))
-    }
-
-    /// The steps that built an image, newest first.
-    ///
-    /// # Errors
-    /// `NoSuchImage`.
-    pub async fn image_history(self: &Arc<Self>, name: &str) -> Result<Vec<HistoryItem>, EngineError> {
-        let _ = name;
-        Err(EngineError::not_implemented("image history"))
-    }
-
-    /// Gives an image one more name.
-    ///
-    /// # Errors
-    /// `NoSuchImage`, `InvalidReference`, `AmbiguousTag`.
-    pub async fn tag_image(
-        self: &Arc<Self>,
-        name: &str,
-        repository: &str,
-        tag: Option<&str>,
-    ) -> Result<(), EngineError> {
-        let _ = (name, repository, tag);
-        Err(EngineError::not_implemented("image tag"))
-    }
-
-    /// Removes a name of an image, and the image when that was the last one.
-    ///
-    /// # Errors
-    /// `NoSuchImage`; `ImageInUse` in Docker's words.
-    pub async fn remove_image(
-        self: &Arc<Self>,
-        name: &str,
-        how: RemoveImage,
-    ) -> Result<Vec<ImageDeletion>, EngineError> {
-        let _ = (name, how);
-        Err(EngineError::not_implemented("image removal"))
-    }
-
-    /// Removes images that nothing uses. With `dangling_only` unset, also what unfinished pulls have left.
-    ///
-    /// # Errors
-    /// Of the store.
-    pub async fn prune_images(self: &Arc<Self>, filter: PruneFilter) -> Result<Pruned<ImageDeletion>, EngineError> {
-        let _ = filter;
-        Err(EngineError::not_implemented("image prune"))
     }
 
     // Containers.
@@ -297,4 +246,47 @@ impl Engine {
     pub async fn disk_usage(self: &Arc<Self>) -> Result<DiskUsage, EngineError> {
         Err(EngineError::not_implemented("disk usage"))
     }
+}
+
+fn client_config(config: &EngineConfig) -> Result<ClientConfig, EngineError> {
+    let invalid = |error: baleen_registry::ConfigError| EngineError::invalid(error.to_string());
+    let mut client = ClientConfig::default();
+    client.insecure_registries = InsecureRegistries::parse(&config.insecure_registries).map_err(invalid)?;
+    client.mirrors =
+        config.registry_mirrors.iter().map(|url| url.parse()).collect::<Result<_, _>>().map_err(invalid)?;
+    if !config.certs_dirs.is_empty() {
+        client.certs_dirs.clone_from(&config.certs_dirs);
+    }
+    client.user_agent.clone_from(&config.user_agent);
+    client.download_attempts_max = config.limits.download_attempts_max;
+    Ok(client)
+}
+
+fn open_store(data_root: &Path, exec_root: &Path) -> Result<Store, EngineError> {
+    make_private_dir(data_root)?;
+    make_private_dir(exec_root)?;
+    let io = |source| EngineError::Io { action: "open", path: data_root.to_owned(), source };
+    let disk = SystemDisk::open(data_root).map_err(io)?;
+    let id = crate::container::random()?;
+    let (store, opened) = Store::open(Arc::new(disk), id).map_err(store_error("open the store"))?;
+    if !opened.missing.is_empty() {
+        tracing::error!(missing = opened.missing.join(", "), "recorded objects are not on the disk; run `baleen fsck`");
+    }
+    tracing::info!(
+        path = %data_root.display(),
+        created = opened.created,
+        clean = opened.clean,
+        rolled_forward = opened.rolled_forward.len(),
+        discarded = opened.discarded.len(),
+        "the store is open"
+    );
+    Ok(store)
+}
+
+/// Makes a directory that only root may look into (threats F1), and corrects one that is there.
+pub(crate) fn make_private_dir(path: &Path) -> Result<(), EngineError> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    let made = std::fs::DirBuilder::new().mode(0o700).recursive(true).create(path);
+    let made = made.and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)));
+    made.map_err(|source| EngineError::Io { action: "create", path: PathBuf::from(path), source })
 }

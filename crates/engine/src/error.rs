@@ -5,6 +5,9 @@
 use std::error::Error;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
+
+use baleen_registry::RegistryError;
 
 /// What a front end does with an error: HTTP's status classes without HTTP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -41,7 +44,7 @@ pub enum EngineError {
         name: String,
     },
     /// The text is no image reference.
-    #[error("invalid reference format: {text}")]
+    #[error("{source}")]
     InvalidReference {
         /// As sent.
         text: String,
@@ -49,35 +52,9 @@ pub enum EngineError {
         #[source]
         source: baleen_oci::ReferenceError,
     },
-    /// The registry does not know the repository, or hides it from us.
-    #[error(
-        "pull access denied for {repository}, repository does not exist or may require 'docker login': denied: requested access to the resource is denied"
-    )]
-    PullAccessDenied {
-        /// Familiar name.
-        repository: String,
-    },
-    /// The registry has no such tag or digest.
-    #[error("manifest for {reference} not found: manifest unknown: manifest unknown")]
-    ManifestUnknown {
-        /// Familiar reference.
-        reference: String,
-    },
-    /// The registry wants other credentials.
-    #[error("unauthorized: {text}")]
-    Unauthorized {
-        /// The registry's text, cut and cleaned.
-        text: String,
-    },
     /// `scratch` is no image.
     #[error("'scratch' is a reserved name")]
     ScratchIsReserved,
-    /// The image has no variant for the platform asked for.
-    #[error("no matching manifest for {platform} in the manifest list entries")]
-    NoMatchingPlatform {
-        /// `os/architecture[/variant]`.
-        platform: String,
-    },
     /// A document or layer of the image is refused.
     #[error("image {reference} is refused: {reason}; nothing of it was stored")]
     ImageRefused {
@@ -87,12 +64,13 @@ pub enum EngineError {
         reason: String,
     },
     /// The bytes of a layer are not what its names promise.
-    #[error("failed to register layer {layer}: {reason}")]
+    #[error("failed to register layer {layer}")]
     LayerRefused {
         /// Short digest.
         layer: String,
         /// What is wrong.
-        reason: String,
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
     },
     /// The disk cannot hold what is asked for.
     #[error(
@@ -112,14 +90,9 @@ pub enum EngineError {
         /// Familiar reference.
         reference: String,
     },
-    /// The registry failed.
-    #[error("{text}")]
-    Registry {
-        /// What failed, on which host, and what the user can do.
-        text: String,
-        /// Whether trying later may help.
-        unavailable: bool,
-    },
+    /// The registry does not have it, cannot be reached, or sends what cannot be used.
+    #[error(transparent)]
+    Registry(Box<RegistryError>),
     /// An image is in the way of its removal.
     #[error("conflict: {text}")]
     ImageInUse {
@@ -214,7 +187,7 @@ pub enum EngineError {
     #[error("the engine is shutting down")]
     ShuttingDown,
     /// A system call failed.
-    #[error("cannot {action} {path}: {source}")]
+    #[error("cannot {action} {path}")]
     Io {
         /// A verb: `open`, `mount`.
         action: &'static str,
@@ -233,6 +206,9 @@ pub enum EngineError {
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
+    /// Work that several callers waited for has failed.
+    #[error(transparent)]
+    Shared(Arc<EngineError>),
     /// A job panicked; the engine goes on.
     #[error("internal error while {action}; the panic is in the engine's log")]
     Panicked {
@@ -245,30 +221,30 @@ impl EngineError {
     /// Tells what a front end does with it.
     pub fn kind(&self) -> Kind {
         match self {
-            Self::NoSuchImage { .. }
-            | Self::PullAccessDenied { .. }
-            | Self::ManifestUnknown { .. }
-            | Self::NoMatchingPlatform { .. }
-            | Self::NoSuchContainer { .. }
-            | Self::NotFound { .. } => Kind::NotFound,
+            Self::NoSuchImage { .. } | Self::NoSuchContainer { .. } | Self::NotFound { .. } => Kind::NotFound,
             Self::InvalidReference { .. }
             | Self::AmbiguousTag
             | Self::AmbiguousPrefix { .. }
             | Self::InvalidName { .. }
             | Self::NoCommand
             | Self::InvalidParameter { .. } => Kind::InvalidParameter,
-            Self::Unauthorized { .. } => Kind::Unauthorized,
             Self::ScratchIsReserved | Self::Forbidden { .. } => Kind::Forbidden,
             Self::ImageInUse { .. } | Self::NameInUse { .. } | Self::Conflict { .. } => Kind::Conflict,
             Self::AlreadyStarted | Self::AlreadyStopped => Kind::NotModified,
             Self::StartFailed { kind, .. } => *kind,
+            Self::Shared(error) => error.kind(),
             Self::NotImplemented { .. } => Kind::NotImplemented,
-            Self::Registry { unavailable: true, .. } | Self::ShuttingDown => Kind::Unavailable,
+            Self::Registry(error) => match error.docker_status() {
+                401 => Kind::Unauthorized,
+                403 => Kind::Forbidden,
+                404 => Kind::NotFound,
+                _ => Kind::System,
+            },
+            Self::ShuttingDown => Kind::Unavailable,
             Self::ImageRefused { .. }
             | Self::LayerRefused { .. }
             | Self::NoSpace { .. }
             | Self::PullCancelled { .. }
-            | Self::Registry { .. }
             | Self::Io { .. }
             | Self::Part { .. }
             | Self::Panicked { .. } => Kind::System,
@@ -281,7 +257,7 @@ impl EngineError {
         let mut cause = self.source();
         while let Some(error) = cause {
             let part = error.to_string();
-            // Io prints its source itself, since the wire wants one line.
+            // A transparent error prints its source as its own.
             if !text.ends_with(&part) {
                 text.push_str(": ");
                 text.push_str(&part);
@@ -289,6 +265,11 @@ impl EngineError {
             cause = error.source();
         }
         text
+    }
+
+    /// The error of one verb, told to everybody who waited for the same work.
+    pub(crate) fn shared(error: Arc<EngineError>) -> Self {
+        Self::Shared(error)
     }
 
     pub(crate) fn part(action: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {

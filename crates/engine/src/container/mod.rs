@@ -1,9 +1,15 @@
-//! Containers: what they are told (`config`, `host_config`), what they are (`view`), how they are talked to (`streams`).
+//! Containers: what they are told (`config`, `host_config`), which of it is honoured (`honour`, `merge`), what they are
+//! (`view`), how they are talked to (`streams`).
 
 mod config;
+mod honour;
 mod host_config;
+mod merge;
+mod name;
 mod streams;
 mod view;
+
+pub(crate) use name::random;
 
 pub use config::{ContainerConfig, CreateRequest, Created, HealthConfig};
 pub use host_config::{DeviceMapping, HostConfig, LogConfig, Mount, PortBinding, RestartPolicy, Ulimit};
@@ -12,6 +18,8 @@ pub use streams::{
     LogsRequest, OutputFrame, OutputStream, WaitCondition,
 };
 pub use view::{ContainerDetails, ContainerState, ContainerStatus, MountPoint};
+
+use std::collections::BTreeMap;
 
 use crate::time::Timestamp;
 
@@ -44,4 +52,17 @@ pub struct PruneFilter {
     pub not_labels: Vec<String>,
     /// Images: `true` takes only untagged ones, `false` all unused. Containers ignore it.
     pub dangling_only: bool,
+}
+
+impl PruneFilter {
+    /// Whether something created then and labelled so is taken.
+    pub(crate) fn lets_pass(&self, created: Timestamp, labels: &BTreeMap<String, String>) -> bool {
+        let has = |wanted: &String| match wanted.split_once('=') {
+            Some((key, value)) => labels.get(key).is_some_and(|given| given == value),
+            None => labels.contains_key(wanted),
+        };
+        self.until.is_none_or(|until| created < until)
+            && self.labels.iter().all(has)
+            && !self.not_labels.iter().any(has)
+    }
 }

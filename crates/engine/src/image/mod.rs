@@ -1,8 +1,21 @@
-//! Images: what the store holds of them and what a pull, load or removal answers.
+//! Images: what the store holds of them (`lookup`), how they come (`pull`, `download`, `unpack`) and go (`remove`).
+
+mod download;
+mod lookup;
+mod pull;
+mod remove;
+#[cfg(feature = "baleen-snapshotter")]
+mod unpack;
+#[cfg(not(feature = "baleen-snapshotter"))]
+#[path = "unpack_pending.rs"]
+mod unpack;
 
 use std::fmt;
 
 use baleen_oci::{Platform, Reference, RunConfig};
+
+pub(crate) use download::Downloads;
+pub(crate) use lookup::{find, layer_dirs, store_error};
 
 use crate::time::Timestamp;
 
@@ -149,12 +162,18 @@ pub enum ImageDeletion {
 }
 
 /// What a prune did.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pruned<T> {
     /// What is gone.
     pub deleted: Vec<T>,
     /// Bytes that are free now and were not before.
     pub reclaimed_bytes: u64,
+}
+
+impl<T> Default for Pruned<T> {
+    fn default() -> Self {
+        Self { deleted: Vec::new(), reclaimed_bytes: 0 }
+    }
 }
 
 /// How an archive is loaded.

@@ -1,0 +1,534 @@
+//! Which fields of a request are honoured. What is not is refused by name, never ignored (issue: "a clear refusal is no stub").
+
+use super::config::{ContainerConfig, CreateRequest};
+use super::host_config::{HostConfig, Mount};
+use crate::error::EngineError;
+
+/// Smallest memory limit: below it the runtime itself cannot start a program.
+const MEMORY_BYTES_MIN: i64 = 6 << 20;
+
+/// Log drivers of Docker's that exist but are not built yet.
+const LOG_DRIVERS_LATER: [&str; 3] = ["local", "journald", "syslog"];
+
+/// Refuses what cannot be honoured and fills in Docker's defaults; gives warnings for what is harmless.
+///
+/// # Errors
+/// `NotImplemented` with the field's name; `InvalidParameter` or `NotFound` in Docker's words.
+pub(crate) fn check(request: &mut CreateRequest) -> Result<Vec<String>, EngineError> {
+    refuse_unbuilt(&request.config, &request.host_config)?;
+    check_values(&request.host_config)?;
+    check_network(request)?;
+    check_mounts(&request.host_config)?;
+    let warnings = warnings(&request.host_config);
+    fill_defaults(&mut request.host_config);
+    Ok(warnings)
+}
+
+fn refuse_unbuilt(config: &ContainerConfig, host: &HostConfig) -> Result<(), EngineError> {
+    fn some<T>(list: &Option<Vec<T>>) -> bool {
+        list.as_ref().is_some_and(|list| !list.is_empty())
+    }
+    let probes = config.healthcheck.as_ref().is_some_and(|probe| probe.test.first().is_some_and(|word| word != "NONE"));
+    let restarts = !matches!(host.restart_policy.name.as_str(), "" | "no");
+    let unbuilt = [
+        (probes, "Healthcheck"),
+        (config.volumes.as_ref().is_some_and(|volumes| !volumes.is_empty()), "Volumes"),
+        (!config.mac_address.is_empty(), "MacAddress"),
+        (restarts, "HostConfig.RestartPolicy"),
+        (some(&host.volumes_from), "HostConfig.VolumesFrom"),
+        (some(&host.links), "HostConfig.Links"),
+        (!host.cgroup.is_empty(), "HostConfig.Cgroup"),
+        (host.storage_opt.as_ref().is_some_and(|options| !options.is_empty()), "HostConfig.StorageOpt"),
+        (some(&host.blkio_weight_device), "HostConfig.BlkioWeightDevice"),
+        (some(&host.blkio_device_read_bps), "HostConfig.BlkioDeviceReadBps"),
+        (some(&host.blkio_device_write_bps), "HostConfig.BlkioDeviceWriteBps"),
+        (some(&host.blkio_device_read_iops), "HostConfig.BlkioDeviceReadIOps"),
+        (some(&host.blkio_device_write_iops), "HostConfig.BlkioDeviceWriteIOps"),
+        (host.cpu_realtime_period != 0, "HostConfig.CpuRealtimePeriod"),
+        (host.cpu_realtime_runtime != 0, "HostConfig.CpuRealtimeRuntime"),
+        (some(&host.device_requests), "HostConfig.DeviceRequests"),
+        (host.init == Some(true), "HostConfig.Init"),
+    ];
+    match unbuilt.iter().find(|(asked_for, _)| *asked_for) {
+        Some((_, field)) => Err(EngineError::not_implemented(*field)),
+        None => Ok(()),
+    }
+}
+
+fn check_values(host: &HostConfig) -> Result<(), EngineError> {
+    if host.memory != 0 && host.memory < MEMORY_BYTES_MIN {
+        return Err(EngineError::invalid("Minimum memory limit allowed is 6MB"));
+    }
+    if host.memory_swap > 0 && host.memory_swap < host.memory {
+        return Err(EngineError::invalid("Minimum memoryswap limit should be larger than memory limit, see usage"));
+    }
+    if host.memory == 0 && host.memory_swap > 0 {
+        return Err(EngineError::invalid(
+            "You should always set the Memory limit when using Memoryswap limit, see usage",
+        ));
+    }
+    if host.nano_cpus != 0 && (host.cpu_quota != 0 || host.cpu_period != 0) {
+        return Err(EngineError::invalid("Conflicting options: Nano CPUs and CPU Period cannot both be set"));
+    }
+    if host.auto_remove && !matches!(host.restart_policy.name.as_str(), "" | "no") {
+        return Err(EngineError::invalid("can't create 'AutoRemove' container with restart policy"));
+    }
+    if !matches!(host.isolation.as_str(), "" | "default") {
+        let isolation = &host.isolation;
+        return Err(EngineError::invalid(format!("invalid isolation ({isolation}): linux only supports 'default'")));
+    }
+    if host.io_maximum_bandwidth != 0 || host.io_maximum_iops != 0 {
+        let what = if host.io_maximum_bandwidth != 0 { "bandwidth" } else { "IOPs" };
+        return Err(EngineError::invalid(format!(
+            "invalid option: QoS maximum {what} configuration is not supported on linux"
+        )));
+    }
+    if !matches!(host.runtime.as_str(), "" | "runc" | "baleen") {
+        return Err(EngineError::invalid(format!("unknown or invalid runtime name: {}", host.runtime)));
+    }
+    if !matches!(host.volume_driver.as_str(), "" | "local") {
+        let driver = &host.volume_driver;
+        return Err(EngineError::NotFound {
+            text: format!("error looking up volume plugin {driver}: plugin \"{driver}\" not found"),
+        });
+    }
+    check_log(host)?;
+    check_modes(host)
+}
+
+fn check_log(host: &HostConfig) -> Result<(), EngineError> {
+    let log = &host.log_config;
+    match log.driver.as_str() {
+        "" | "json-file" => {}
+        "none" => return Ok(()),
+        later if LOG_DRIVERS_LATER.contains(&later) => {
+            return Err(EngineError::not_implemented(format!("log driver \"{later}\"")));
+        }
+        unknown => return Err(EngineError::invalid(format!("logger: no log driver named '{unknown}' is registered"))),
+    }
+    for (key, value) in &log.config {
+        let valid = match key.as_str() {
+            "max-size" => value == "-1" || parse_size(value).is_some(),
+            "max-file" => value.parse::<u32>().is_ok_and(|count| (1..=1000).contains(&count)),
+            "mode" if value == "blocking" => true,
+            "compress" if value == "false" => true,
+            "compress" | "mode" | "max-buffer-size" | "labels" | "labels-regex" | "env" | "env-regex" | "tag" => {
+                return Err(EngineError::not_implemented(format!("log option \"{key}={value}\"")));
+            }
+            _ => return Err(EngineError::invalid(format!("unknown log opt '{key}' for json-file log driver"))),
+        };
+        if !valid {
+            return Err(EngineError::invalid(format!("invalid value for {key}: {value}")));
+        }
+    }
+    Ok(())
+}
+
+/// `10m`, `64k`, `1g` or bytes.
+pub(crate) fn parse_size(text: &str) -> Option<u64> {
+    let lower = text.trim().to_ascii_lowercase();
+    let digits = lower.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = lower.split_at(digits);
+    let shift = match unit {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+fn check_modes(host: &HostConfig) -> Result<(), EngineError> {
+    let modes: [(&str, &str, &[&str]); 5] = [
+        ("PidMode", &host.pid_mode, &["", "private", "host"]),
+        ("IpcMode", &host.ipc_mode, &["", "private", "shareable", "host"]),
+        ("UTSMode", &host.uts_mode, &["", "private", "host"]),
+        ("UsernsMode", &host.userns_mode, &["", "host"]),
+        ("CgroupnsMode", &host.cgroupns_mode, &["", "private", "host"]),
+    ];
+    for (field, value, known) in modes {
+        if known.contains(&value) {
+            continue;
+        }
+        return Err(match value.split_once(':') {
+            Some(("container", _)) => EngineError::not_implemented(format!("HostConfig.{field} \"{value}\"")),
+            _ if field == "IpcMode" && value == "none" => {
+                EngineError::not_implemented(format!("HostConfig.{field} \"{value}\""))
+            }
+            _ => EngineError::invalid(format!("invalid {field}: {value}")),
+        });
+    }
+    for option in host.security_opt.iter().flatten() {
+        security_option(option)?;
+    }
+    Ok(())
+}
+
+/// One entry of `SecurityOpt`, understood.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum SecurityOption {
+    NoNewPrivileges(bool),
+    Seccomp(String),
+    SystemPathsUnconfined,
+    /// Says what is so anyway: no AppArmor or SELinux label is set.
+    Nothing,
+}
+
+/// Reads an entry of `SecurityOpt`; both `=` and the old `:` divide it.
+pub(crate) fn security_option(option: &str) -> Result<SecurityOption, EngineError> {
+    let (key, value) = option.split_once(['=', ':']).unwrap_or((option, ""));
+    match (key, value) {
+        ("no-new-privileges", "" | "true") => Ok(SecurityOption::NoNewPrivileges(true)),
+        ("no-new-privileges", "false") => Ok(SecurityOption::NoNewPrivileges(false)),
+        ("seccomp", profile) if !profile.is_empty() => Ok(SecurityOption::Seccomp(profile.to_owned())),
+        ("systempaths", "unconfined") => Ok(SecurityOption::SystemPathsUnconfined),
+        ("apparmor", "unconfined") | ("label", "disable") => Ok(SecurityOption::Nothing),
+        ("apparmor" | "label", _) => Err(EngineError::not_implemented(format!("security option \"{option}\""))),
+        _ => Err(EngineError::invalid(format!("invalid --security-opt 2: \"{option}\""))),
+    }
+}
+
+fn check_network(request: &CreateRequest) -> Result<(), EngineError> {
+    let mode = request.host_config.network_mode.as_str();
+    let mode = if request.config.network_disabled { "none" } else { mode };
+    match mode {
+        "none" | "host" => {}
+        _ => {
+            let mode = if matches!(mode, "" | "default") { "bridge" } else { mode };
+            return Err(EngineError::NotImplemented {
+                what: format!("network mode \"{mode}\" (use --network none or --network host for now): it"),
+            });
+        }
+    }
+    for (network, settings) in &request.endpoints {
+        let is_empty = settings.as_object().is_some_and(|fields| fields.values().all(is_default)) || settings.is_null();
+        if network != mode || !is_empty {
+            return Err(EngineError::not_implemented(format!("NetworkingConfig.EndpointsConfig \"{network}\"")));
+        }
+    }
+    let host = &request.host_config;
+    if mode == "host" && !request.config.hostname.is_empty() && host.uts_mode == "host" {
+        return Err(EngineError::invalid("conflicting options: hostname and the UTS mode"));
+    }
+    Ok(())
+}
+
+fn is_default(value: &serde_json::Value) -> bool {
+    use serde_json::Value;
+    match value {
+        Value::Null => true,
+        Value::Bool(flag) => !flag,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.values().all(is_default),
+    }
+}
+
+fn check_mounts(host: &HostConfig) -> Result<(), EngineError> {
+    let mut targets = std::collections::BTreeSet::new();
+    let mut claim = |target: &str| -> Result<(), EngineError> {
+        let clean = clean_target(target)?;
+        if targets.insert(clean.clone()) {
+            Ok(())
+        } else {
+            Err(EngineError::invalid(format!("Duplicate mount point: {clean}")))
+        }
+    };
+    for bind in host.binds.iter().flatten() {
+        claim(&Bind::parse(bind)?.target)?;
+    }
+    for mount in host.mounts.iter().flatten() {
+        check_mount(mount)?;
+        claim(&mount.target)?;
+    }
+    for target in host.tmpfs.iter().flatten().map(|(target, _)| target) {
+        claim(target)?;
+    }
+    Ok(())
+}
+
+fn check_mount(mount: &Mount) -> Result<(), EngineError> {
+    let bad =
+        |reason: String| EngineError::invalid(format!("invalid mount config for type \"{}\": {reason}", mount.kind));
+    match mount.kind.as_str() {
+        "bind" => {
+            if !mount.source.starts_with('/') {
+                return Err(bad(format!("invalid mount path: '{}' mount path must be absolute", mount.source)));
+            }
+            let creates = option(&mount.bind_options, "CreateMountpoint").is_some_and(|value| value == true);
+            if !creates && std::fs::symlink_metadata(&mount.source).is_err() {
+                return Err(bad(format!("bind source path does not exist: {}", mount.source)));
+            }
+        }
+        "tmpfs" => {
+            if !mount.source.is_empty() {
+                return Err(bad("field Source must not be specified".to_owned()));
+            }
+            if option(&mount.tmpfs_options, "Options").is_some_and(|value| !is_default(value)) {
+                return Err(EngineError::not_implemented("TmpfsOptions.Options"));
+            }
+        }
+        "volume" | "image" | "cluster" => {
+            return Err(EngineError::not_implemented(format!("mount type \"{}\"", mount.kind)));
+        }
+        unknown => return Err(EngineError::invalid(format!("mount type unknown: \"{unknown}\""))),
+    }
+    let fits =
+        |kind: &str, options: &Option<serde_json::Value>| kind == mount.kind || options.as_ref().is_none_or(is_default);
+    let all_fit = fits("bind", &mount.bind_options)
+        && fits("tmpfs", &mount.tmpfs_options)
+        && fits("volume", &mount.volume_options);
+    if !all_fit {
+        return Err(bad("options of another mount type are given".to_owned()));
+    }
+    for key in ["ReadOnlyNonRecursive", "ReadOnlyForceRecursive"] {
+        if option(&mount.bind_options, key).is_some_and(|value| value == true) {
+            return Err(EngineError::not_implemented(format!("BindOptions.{key}")));
+        }
+    }
+    Ok(())
+}
+
+/// A field of a mount's options.
+pub(crate) fn option<'a>(options: &'a Option<serde_json::Value>, key: &str) -> Option<&'a serde_json::Value> {
+    options.as_ref()?.as_object()?.get(key)
+}
+
+/// A mount's target, cleaned as a path: absolute, without `.`, `..`, `//` and a trailing slash.
+pub(crate) fn clean_target(target: &str) -> Result<String, EngineError> {
+    if !target.starts_with('/') {
+        return Err(EngineError::invalid(format!("invalid mount path: '{target}' mount path must be absolute")));
+    }
+    let mut parts: Vec<&str> = Vec::new();
+    for part in target.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    if parts.is_empty() {
+        return Err(EngineError::invalid("invalid volume specification: destination can't be '/'"));
+    }
+    Ok(format!("/{}", parts.join("/")))
+}
+
+/// An entry of `Binds` with a host path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Bind {
+    pub(crate) source: String,
+    pub(crate) target: String,
+    /// As written, for display.
+    pub(crate) mode: String,
+    pub(crate) readonly: bool,
+    pub(crate) propagation: String,
+}
+
+impl Bind {
+    /// Reads `src:dst[:options]`.
+    pub(crate) fn parse(text: &str) -> Result<Self, EngineError> {
+        let invalid = || EngineError::invalid(format!("invalid volume specification: '{text}'"));
+        let parts: Vec<&str> = text.split(':').collect();
+        let (source, target, mode) = match parts[..] {
+            [source, target] => (source, target, ""),
+            [source, target, mode] => (source, target, mode),
+            [_] => return Err(EngineError::not_implemented("HostConfig.Binds with an anonymous volume")),
+            _ => return Err(invalid()),
+        };
+        if source.is_empty() || target.is_empty() {
+            return Err(invalid());
+        }
+        if !source.starts_with('/') {
+            return Err(EngineError::not_implemented(format!("HostConfig.Binds with a volume (\"{source}\")")));
+        }
+        let mut bind = Self {
+            source: source.to_owned(),
+            target: clean_target(target)?,
+            mode: mode.to_owned(),
+            readonly: false,
+            propagation: "rprivate".to_owned(),
+        };
+        for word in mode.split(',').filter(|word| !word.is_empty()) {
+            match word {
+                "ro" => bind.readonly = true,
+                "rw" | "nocopy" | "consistent" | "cached" | "delegated" => {}
+                // Relabelling does nothing without SELinux, as in Docker.
+                "z" | "Z" => {}
+                "shared" | "slave" | "private" | "rshared" | "rslave" | "rprivate" => {
+                    bind.propagation = word.to_owned()
+                }
+                _ => return Err(EngineError::invalid(format!("invalid mode: {mode}"))),
+            }
+        }
+        Ok(bind)
+    }
+}
+
+fn warnings(host: &HostConfig) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if !host.port_bindings.is_empty() || host.publish_all_ports {
+        let mode = &host.network_mode;
+        warnings.push(format!("Published ports are discarded when using {mode} network mode"));
+    }
+    if host.kernel_memory != 0 || host.kernel_memory_tcp != 0 {
+        warnings.push("Kernel memory limits are not supported by any current kernel. They are ignored.".to_owned());
+    }
+    warnings
+}
+
+/// Docker's defaults, which inspect shows.
+fn fill_defaults(host: &mut HostConfig) {
+    fn default(field: &mut String, value: &str) {
+        if field.is_empty() {
+            field.push_str(value);
+        }
+    }
+    default(&mut host.log_config.driver, "json-file");
+    default(&mut host.restart_policy.name, "no");
+    default(&mut host.ipc_mode, "private");
+    default(&mut host.runtime, "runc");
+    if host.shm_size == 0 {
+        host.shm_size = 64 << 20;
+    }
+    if host.memory > 0 && host.memory_swap == 0 {
+        host.memory_swap = host.memory.saturating_mul(2);
+    }
+    if host.pids_limit.is_some_and(|limit| limit <= 0) {
+        host.pids_limit = None;
+    }
+    if host.oom_kill_disable.is_none() {
+        host.oom_kill_disable = Some(false);
+    }
+    host.kernel_memory = 0;
+    host.kernel_memory_tcp = 0;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::container::{LogConfig, RestartPolicy};
+
+    fn request(change: impl FnOnce(&mut CreateRequest)) -> Result<CreateRequest, EngineError> {
+        let mut request = CreateRequest::default();
+        request.host_config.network_mode = "none".to_owned();
+        change(&mut request);
+        check(&mut request)?;
+        Ok(request)
+    }
+
+    #[test]
+    fn a_plain_request_gets_dockers_defaults() {
+        let host = request(|_| {}).unwrap().host_config;
+        assert_eq!((host.shm_size, host.ipc_mode.as_str()), (64 << 20, "private"));
+        assert_eq!((host.log_config.driver.as_str(), host.restart_policy.name.as_str()), ("json-file", "no"));
+        let limited = request(|request| request.host_config.memory = 64 << 20).unwrap();
+        assert_eq!(limited.host_config.memory_swap, 128 << 20);
+    }
+
+    #[test]
+    fn what_is_not_built_is_refused_by_its_name() {
+        type Change = fn(&mut CreateRequest);
+        let cases: [(Change, &str); 8] = [
+            (|request| request.host_config.network_mode.clear(), "network mode \"bridge\""),
+            (|request| request.host_config.network_mode = "mynet".to_owned(), "network mode \"mynet\""),
+            (|request| request.host_config.init = Some(true), "HostConfig.Init"),
+            (
+                |request| {
+                    request.host_config.restart_policy =
+                        RestartPolicy { name: "always".to_owned(), maximum_retry_count: 0 }
+                },
+                "HostConfig.RestartPolicy",
+            ),
+            (|request| request.host_config.links = Some(vec!["a:b".to_owned()]), "HostConfig.Links"),
+            (
+                |request| request.host_config.binds = Some(vec!["data:/data".to_owned()]),
+                "HostConfig.Binds with a volume (\"data\")",
+            ),
+            (|request| request.host_config.pid_mode = "container:x".to_owned(), "HostConfig.PidMode \"container:x\""),
+            (
+                |request| {
+                    request.host_config.log_config = LogConfig { driver: "journald".to_owned(), ..LogConfig::default() }
+                },
+                "log driver \"journald\"",
+            ),
+        ];
+        for (change, name) in cases {
+            let error = request(change).unwrap_err();
+            assert!(matches!(error, EngineError::NotImplemented { .. }), "{error}");
+            let text = error.to_string();
+            assert!(text.starts_with(name) && text.ends_with("is not implemented yet"), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused_in_dockers_words() {
+        type Change = fn(&mut CreateRequest);
+        let cases: [(Change, &str); 7] = [
+            (|request| request.host_config.memory = 4096, "Minimum memory limit allowed is 6MB"),
+            (
+                |request| request.host_config.log_config.driver = "gelf".to_owned(),
+                "logger: no log driver named 'gelf' is registered",
+            ),
+            (
+                |request| drop(request.host_config.log_config.config.insert("x".to_owned(), String::new())),
+                "unknown log opt 'x' for json-file log driver",
+            ),
+            (
+                |request| request.host_config.binds = Some(vec!["/a:/p".to_owned(), "/b:/x/../p/".to_owned()]),
+                "Duplicate mount point: /p",
+            ),
+            (
+                |request| request.host_config.binds = Some(vec!["/a:/".to_owned()]),
+                "invalid volume specification: destination can't be '/'",
+            ),
+            (
+                |request| request.host_config.isolation = "hyperv".to_owned(),
+                "invalid isolation (hyperv): linux only supports 'default'",
+            ),
+            (
+                |request| {
+                    let mount = Mount {
+                        kind: "bind".to_owned(),
+                        source: "/no/such/path".to_owned(),
+                        target: "/p".to_owned(),
+                        ..Mount::default()
+                    };
+                    request.host_config.mounts = Some(vec![mount]);
+                },
+                "invalid mount config for type \"bind\": bind source path does not exist: /no/such/path",
+            ),
+        ];
+        for (change, text) in cases {
+            let error = request(change).unwrap_err();
+            assert_eq!(error.to_string(), text);
+            assert!(matches!(error, EngineError::InvalidParameter { .. }));
+        }
+    }
+
+    #[test]
+    fn binds_are_read_with_their_options() {
+        let bind = Bind::parse("/src:/dst:ro,rslave,z").unwrap();
+        assert!(bind.readonly);
+        assert_eq!((bind.target.as_str(), bind.propagation.as_str()), ("/dst", "rslave"));
+        for text in ["/a:b", ":/b", "/a:", "/a:/b:maybe", "/a:/b:ro:x"] {
+            assert!(matches!(Bind::parse(text), Err(EngineError::InvalidParameter { .. })), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, bytes) in [
+            ("10m", Some(10 << 20)),
+            ("64K", Some(64 << 10)),
+            ("1g", Some(1 << 30)),
+            ("7", Some(7)),
+            ("x", None),
+            ("1x", None),
+        ] {
+            assert_eq!(parse_size(text), bytes);
+        }
+    }
+}

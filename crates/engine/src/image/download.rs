@@ -1,0 +1,229 @@
+//! Layers on their way from a registry into the store: each blob once, whoever waits for it.
+//!
+//! W1  Pulls that want the same layer of the same blob share one job; the job ends when the last of them has gone.
+//! W2  One blob is unpacked by one thread at a time: a job holds the blob's turn until its thread has let go of
+//!     `partial/<blob>`.
+//! W3  At most `concurrent_downloads_max` jobs fetch at once; the others wait, in order.
+//! W4  Counts are sent at most every [`COUNT_INTERVAL`]; what was reached is never lost, only steps between.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use baleen_oci::{Descriptor, DiffId, Digest};
+use baleen_registry::{BlobEvent, RepositoryClient};
+use baleen_store::{Durability, LayerFact, LayerKey, Store};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::{self, AbortHandle};
+
+use super::unpack::{self, LayerSource, Piece, UnpackError};
+use crate::door::ended;
+use crate::error::EngineError;
+
+const COUNT_INTERVAL: Duration = Duration::from_millis(100);
+/// Pieces of up to 64 KiB between the network and the extraction, which has a queue of its own.
+const PIECES_MAX: usize = 4;
+/// A layer is begun again after a failed barrier or after room was made, once each.
+const ATTEMPTS_MAX: u32 = 3;
+
+/// How far a job is.
+#[derive(Debug, Clone)]
+pub(crate) enum Stage {
+    /// Others come first.
+    Waiting,
+    /// So many bytes have come.
+    Downloading(u64),
+    /// The connection broke.
+    Retrying(u64),
+    /// Everything has come and is being verified and made durable.
+    Storing,
+    /// Durable. Bytes that this job received.
+    Stored(u64),
+    /// Not stored.
+    Failed(Arc<EngineError>),
+}
+
+/// One layer's job, shared by its waiters (W1).
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) stage: watch::Receiver<Stage>,
+    task: AbortHandle,
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        // Nobody waits any more. What the thread has unpacked so far goes to the trash.
+        self.task.abort();
+    }
+}
+
+type JobKey = (Digest, DiffId);
+
+/// All jobs under way.
+#[derive(Debug)]
+pub(crate) struct Downloads {
+    running: Arc<Semaphore>,
+    jobs: Mutex<HashMap<JobKey, Weak<Job>>>,
+    /// Who unpacks which blob (W2).
+    turns: Mutex<HashMap<Digest, Arc<Semaphore>>>,
+}
+
+impl Downloads {
+    pub(crate) fn new(concurrent_max: usize) -> Self {
+        let running = Arc::new(Semaphore::new(concurrent_max.max(1)));
+        Self { running, jobs: Mutex::default(), turns: Mutex::default() }
+    }
+
+    /// The job that fetches this layer: the one under way, or a new one.
+    pub(crate) fn join(
+        self: &Arc<Self>,
+        store: &Store,
+        client: &RepositoryClient,
+        descriptor: &Descriptor,
+        diff_id: DiffId,
+    ) -> Arc<Job> {
+        let key = (descriptor.digest, diff_id);
+        let mut jobs = lock(&self.jobs);
+        if let Some(job) = jobs.get(&key).and_then(Weak::upgrade)
+            && !matches!(*job.stage.borrow(), Stage::Failed(_))
+        {
+            return job;
+        }
+        jobs.retain(|_, job| job.strong_count() > 0);
+        let (reports, stage) = watch::channel(Stage::Waiting);
+        let fetch = Fetch {
+            downloads: Arc::clone(self),
+            store: store.clone(),
+            client: client.clone(),
+            descriptor: descriptor.clone(),
+            diff_id,
+            reports: Arc::new(reports),
+        };
+        let job = Arc::new(Job { stage, task: tokio::spawn(fetch.run()).abort_handle() });
+        jobs.insert(key, Arc::downgrade(&job));
+        job
+    }
+
+    fn turn(&self, blob: &Digest) -> Arc<Semaphore> {
+        let mut turns = lock(&self.turns);
+        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        Arc::clone(turns.entry(*blob).or_insert_with(|| Arc::new(Semaphore::new(1))))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Each change under these locks is one step: a panic elsewhere leaves them whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Fetch {
+    downloads: Arc<Downloads>,
+    store: Store,
+    client: RepositoryClient,
+    descriptor: Descriptor,
+    diff_id: DiffId,
+    reports: Arc<watch::Sender<Stage>>,
+}
+
+impl Fetch {
+    async fn run(self) {
+        let last = match self.fetch().await {
+            Ok(bytes) => Stage::Stored(bytes),
+            Err(error) => Stage::Failed(Arc::new(error)),
+        };
+        self.reports.send_replace(last);
+    }
+
+    async fn fetch(&self) -> Result<u64, EngineError> {
+        let turn = self.downloads.turn(&self.descriptor.digest);
+        let mut turn = turn.acquire_owned().await.map_err(|_| EngineError::ShuttingDown)?;
+        let _running = self.downloads.running.acquire().await.map_err(|_| EngineError::ShuttingDown)?;
+        let mut fetched_bytes = 0;
+        for attempt in 1.. {
+            if self.is_stored().await? {
+                break;
+            }
+            let durability = if attempt == 1 { Durability::Cheapest } else { Durability::EachFile };
+            let (pieces, received) = mpsc::channel(PIECES_MAX);
+            let unpacking = self.unpack(durability, received, turn);
+            let fed = self.feed(pieces, &mut fetched_bytes).await;
+            let (unpacked, returned) = unpacking.await.map_err(|error| ended("unpack a layer", &error))?;
+            turn = returned;
+            match (unpacked, fed) {
+                (Ok(_), _) => break,
+                // Neither an error of the disk nor of the content: the network's.
+                (Err(UnpackError::Abandoned), Err(error)) => return Err(error),
+                (Err(UnpackError::Abandoned), Ok(())) => return Err(EngineError::ShuttingDown),
+                (Err(UnpackError::Again(error)), _) if attempt < ATTEMPTS_MAX => {
+                    tracing::warn!(digest = %self.descriptor.digest, error = error.chain(), "a layer is fetched again");
+                }
+                (Err(UnpackError::Again(error) | UnpackError::Failed(error)), _) => return Err(error),
+            }
+        }
+        Ok(fetched_bytes)
+    }
+
+    /// Whether somebody has stored the layer while this job waited for its turn.
+    async fn is_stored(&self) -> Result<bool, EngineError> {
+        let (store, key) = (self.store.clone(), LayerKey::new(self.diff_id));
+        task::spawn_blocking(move || store.layer(&key).is_some())
+            .await
+            .map_err(|error| ended("look up a layer", &error))
+    }
+
+    /// The thread that unpacks; it gives the blob's turn back when it has let go of everything (W2).
+    fn unpack<T: Send + 'static>(
+        &self,
+        durability: Durability,
+        mut pieces: mpsc::Receiver<Piece>,
+        turn: T,
+    ) -> task::JoinHandle<(Result<LayerFact, UnpackError>, T)> {
+        let store = self.store.clone();
+        let source = LayerSource {
+            blob: self.descriptor.digest,
+            blob_is_known: true,
+            size_bytes: Some(self.descriptor.size),
+            media_type: Some(self.descriptor.media_type.clone()),
+            diff_id: self.diff_id,
+        };
+        task::spawn_blocking(move || {
+            let unpacked = unpack::unpack(&store, &source, durability, &mut pieces);
+            // The feeder learns from this that nobody takes its pieces.
+            drop(pieces);
+            (unpacked, turn)
+        })
+    }
+
+    /// Gives the blob to the thread, piece by piece, as fast as it takes them.
+    async fn feed(&self, pieces: mpsc::Sender<Piece>, fetched_bytes: &mut u64) -> Result<(), EngineError> {
+        let reports = Arc::clone(&self.reports);
+        let mut blob = self.client.blob(&self.descriptor, 0, move |event| {
+            if let BlobEvent::Retrying { seconds_left, .. } = event {
+                reports.send_replace(Stage::Retrying(seconds_left));
+            }
+        });
+        self.reports.send_replace(Stage::Downloading(0));
+        let mut last_report = Instant::now();
+        let outcome = loop {
+            match blob.next_chunk().await {
+                Ok(Some(bytes)) => {
+                    if pieces.send(Piece::Bytes(bytes)).await.is_err() {
+                        break Ok(()); // The thread has failed and says why.
+                    }
+                    if last_report.elapsed() >= COUNT_INTERVAL {
+                        last_report = Instant::now();
+                        self.reports.send_replace(Stage::Downloading(blob.position()));
+                    }
+                }
+                Ok(None) => {
+                    self.reports.send_replace(Stage::Storing);
+                    let _ = pieces.send(Piece::End).await;
+                    break Ok(());
+                }
+                Err(error) => break Err(EngineError::Registry(Box::new(error))),
+            }
+        };
+        *fetched_bytes += blob.fetched_bytes();
+        outcome
+    }
+}
