@@ -11,6 +11,8 @@ mod contents;
 mod disk;
 mod explore;
 mod fault;
+mod living;
+mod port;
 mod random;
 mod record;
 mod replay;
