@@ -326,7 +326,6 @@ impl Living {
         *left -= 1;
         if *left == 0 {
             self.openings.remove(&open.inode);
-            self.errors.remove(&open.inode);
             self.forget_if_unnamed(open.inode);
         }
     }
@@ -336,6 +335,7 @@ impl Living {
         if is_unnamed && !self.openings.contains_key(&inode) {
             self.tree.forget(inode);
             self.dirty.remove(&inode);
+            self.errors.remove(&inode);
         }
     }
 }

@@ -159,6 +159,12 @@ impl Recording {
         self.events.iter().filter_map(barrier).collect()
     }
 
+    /// What was changed and synced, in words, each with its step: to aim a fault at one of them. A step that failed
+    /// before it changed anything is not among them.
+    pub fn described(&self) -> Vec<(u64, String)> {
+        self.events.iter().map(|event| (event.step, event.describe())).collect()
+    }
+
     /// The states that a cut before step `cut` can leave: a choice of them, each once.
     pub fn states(&self, cut: u64, subsets: &Subsets) -> Vec<CrashState> {
         let mut walk = Walk::new(self, None);
