@@ -1,1 +1,28 @@
-//! A layer's tar stream to an overlay directory while it arrives; overlay mounts.
+//! A layer's tar stream to an overlay directory while it arrives, the exact tar back from it, and overlay mounts.
+//!
+//! S1  Files are touched through [`baleen_store::Disk`] only; mounts alone speak to the kernel (`overlay`).
+//! S2  Nothing that this crate returns as extracted has an unverified digest, size or diff ID.
+//! S3  Memory is bounded whatever the layer's size: `limits` has the numbers.
+//! S4  No path of a layer leads out of the layer's own directory (`tree`, rules P1 to P4).
+
+pub mod active;
+pub mod content;
+pub mod decompress;
+pub mod error;
+pub mod extraction;
+pub mod fuzz;
+pub mod limits;
+pub mod name;
+pub mod overlay;
+pub mod rebuild;
+pub mod tar;
+pub mod tree;
+
+mod gzip;
+mod jail;
+mod sys;
+mod zstandard;
+
+pub use error::ExtractError;
+pub use extraction::{Expectation, Extracted, Extraction, Progress, Stopped};
+pub use limits::Limits;

@@ -19,6 +19,8 @@ mod trash;
 mod txn;
 mod wal;
 
+pub mod recipe;
+
 pub use collect::Removed;
 pub use disk::{
     Access, DirEntry, Disk, Handle, Metadata, NodeKind, Space, Timestamp, WriteBack, read_file, read_full_at,
@@ -31,3 +33,5 @@ pub use store::{Lease, Store};
 pub use system::SystemDisk;
 pub use trash::Emptied;
 pub use txn::{Durability, Partial, StagedDir, Txn};
+#[doc(hidden)]
+pub use wal::fuzz_replay;

@@ -1,0 +1,400 @@
+//! One layer on its way from the network into a directory, on two threads.
+//!
+//! ```text
+//! feed ─> thread A: SHA-256 of the blob, decompress, SHA-256 of the tar ─> thread B: entries, BLAKE3, files, recipe
+//! ```
+//! X1  The recipe is finished, and [`Extraction::finish`] says `Ok`, only after size, digest and diff ID matched.
+//! X2  Memory is bounded: [`CHUNKS_MAX`] chunks of the caller wait, and [`BUFFERS`] buffers go round.
+//! X3  Both threads run without the right to start programs; A opens no file, and B changes none outside the layer's
+//!     directory, where the kernel can enforce it (`jail`).
+//! X4  An error of either thread ends both. The caller learns it from [`Extraction::finish`].
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread::{self, JoinHandle};
+
+use baleen_oci::{Algorithm, Compression, DiffId, Digest, DigestHasher, MediaType};
+use baleen_store::{Disk, Handle};
+
+use crate::decompress::Decompressor;
+use crate::error::ExtractError;
+use crate::jail;
+use crate::limits::Limits;
+use crate::tree::{TreeSummary, TreeWriter};
+
+/// Chunks that may wait to be taken; [`Extraction::feed`] blocks beyond.
+pub const CHUNKS_MAX: usize = 4;
+/// Buffers of [`BUFFER_BYTES`] between the threads. 256 KiB times 8 is as fast as more, in 6 MB (docs/architecture.md).
+pub const BUFFERS: usize = 8;
+/// Size of each.
+pub const BUFFER_BYTES: usize = 256 << 10;
+
+/// What is known of a layer before it comes. Whatever is `Some` is verified.
+#[derive(Debug, Clone, Default)]
+pub struct Expectation {
+    /// Digest of the bytes as transferred.
+    pub blob: Option<Digest>,
+    /// Their number.
+    pub size_bytes: Option<u64>,
+    /// Their media type; it must be a layer's. How the bytes are compressed is decided by how they begin, as Docker and
+    /// containerd do: registries hold layers under the wrong one of the layer types.
+    pub media_type: Option<MediaType>,
+    /// Digest of the uncompressed tar, from the image's configuration.
+    pub diff_id: Option<DiffId>,
+    /// What the layer may use.
+    pub limits: Limits,
+}
+
+/// A layer that was extracted and verified. Not durable yet: the store's barrier makes it so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Extracted {
+    /// Digest of the bytes as fed.
+    pub blob: Digest,
+    /// Their number.
+    pub blob_size_bytes: u64,
+    /// How they were compressed.
+    pub compression: Compression,
+    /// Digest of the uncompressed tar.
+    pub diff_id: DiffId,
+    /// What was written.
+    pub tree: TreeSummary,
+}
+
+/// How far an extraction is. Read from any thread.
+#[derive(Debug, Default)]
+pub struct Progress {
+    blob_bytes: AtomicU64,
+    tar_bytes: AtomicU64,
+    entries: AtomicU64,
+}
+
+impl Progress {
+    /// Bytes of the blob that were taken.
+    pub fn blob_bytes(&self) -> u64 {
+        self.blob_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of the tar that were extracted.
+    pub fn tar_bytes(&self) -> u64 {
+        self.tar_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Entries that were begun.
+    pub fn entries(&self) -> u64 {
+        self.entries.load(Ordering::Relaxed)
+    }
+}
+
+/// The extraction ended before the layer did; [`Extraction::finish`] says why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("extraction has ended; finish it to learn why")]
+pub struct Stopped;
+
+/// A layer being extracted. Dropping it stops both threads and waits for them; what they wrote stays.
+#[derive(Debug)]
+pub struct Extraction {
+    chunks: Option<SyncSender<Feed>>,
+    inflater: Option<JoinHandle<Result<Verified, ExtractError>>>,
+    writer: Option<JoinHandle<Result<TreeSummary, ExtractError>>>,
+    progress: Arc<Progress>,
+}
+
+#[derive(Debug)]
+enum Feed {
+    Chunk(Vec<u8>),
+    End,
+}
+
+enum Work {
+    Tar(Vec<u8>),
+    End(DiffId),
+}
+
+struct Verified {
+    blob: Digest,
+    blob_size_bytes: u64,
+    compression: Compression,
+    diff_id: DiffId,
+}
+
+impl Extraction {
+    /// Starts to extract into `layer_dir`, an empty directory: `fs/`, `recipe` and, for what the archive holds but the
+    /// tree cannot show, `kept/` (docs/formats/recipe.md).
+    ///
+    /// # Errors
+    /// [`ExtractError::UnknownMediaType`]; [`ExtractError::Io`] if `layer_dir` is not empty or cannot be written, or a
+    /// thread cannot be started.
+    pub fn start(disk: Arc<dyn Disk>, layer_dir: Handle, expected: Expectation) -> Result<Self, ExtractError> {
+        if let Some(media_type) = &expected.media_type
+            && !matches!(media_type, MediaType::OciLayer(_) | MediaType::DockerLayer(_))
+        {
+            return Err(ExtractError::UnknownMediaType { media_type: media_type.as_str().chars().take(100).collect() });
+        }
+        let progress = Arc::new(Progress::default());
+        let (chunks, fed) = sync_channel(CHUNKS_MAX);
+        let (to_writer, work) = sync_channel(BUFFERS);
+        let (recycle, spare) = sync_channel(BUFFERS);
+        // The layer's directory is opened twice over: thread B is confined to it before it looks at the first byte.
+        let tree = TreeWriter::create(disk, &layer_dir, expected.limits)?;
+        let spawn_error = |source| ExtractError::Io { action: "start a thread for", path: "the layer".into(), source };
+        let writer = {
+            let progress = Arc::clone(&progress);
+            let body = move || {
+                jail::confine(layer_dir.fd()).map_err(ExtractError::Jail)?;
+                write(tree, &work, &recycle, &progress)
+            };
+            thread::Builder::new().name("layer-write".into()).spawn(body).map_err(spawn_error)?
+        };
+        let inflater = {
+            let progress = Arc::clone(&progress);
+            let body = move || {
+                jail::confine(None).map_err(ExtractError::Jail)?;
+                Inflater::new(expected, progress).run(&fed, &to_writer, &spare)
+            };
+            thread::Builder::new().name("layer-inflate".into()).spawn(body).map_err(spawn_error)?
+        };
+        Ok(Self { chunks: Some(chunks), inflater: Some(inflater), writer: Some(writer), progress })
+    }
+
+    /// Counters that can be read while the layer comes.
+    pub fn progress(&self) -> Arc<Progress> {
+        Arc::clone(&self.progress)
+    }
+
+    /// Gives the next bytes of the blob. Blocks while [`CHUNKS_MAX`] chunks wait.
+    ///
+    /// # Errors
+    /// [`Stopped`] if the extraction has failed; `finish` says how.
+    pub fn feed(&self, chunk: Vec<u8>) -> Result<(), Stopped> {
+        let chunks = self.chunks.as_ref().ok_or(Stopped)?;
+        chunks.send(Feed::Chunk(chunk)).map_err(|_| Stopped)
+    }
+
+    /// Like [`Extraction::feed`], and gives the chunk back instead of blocking.
+    ///
+    /// # Errors
+    /// [`Stopped`] as with `feed`.
+    pub fn try_feed(&self, chunk: Vec<u8>) -> Result<Option<Vec<u8>>, Stopped> {
+        match self.chunks.as_ref().ok_or(Stopped)?.try_send(Feed::Chunk(chunk)) {
+            Ok(()) => Ok(None),
+            Err(TrySendError::Full(Feed::Chunk(chunk))) => Ok(Some(chunk)),
+            Err(_) => Err(Stopped),
+        }
+    }
+
+    /// Ends the blob, waits for both threads, and tells what was extracted: size, digest and diff ID match.
+    ///
+    /// # Durability
+    /// None: a barrier over the layer's directory is the caller's.
+    ///
+    /// # Errors
+    /// The first thing that went wrong, in either thread.
+    pub fn finish(mut self) -> Result<Extracted, ExtractError> {
+        if let Some(chunks) = self.chunks.take() {
+            let _ = chunks.send(Feed::End); // Fails only if thread A has ended; its result says why.
+        }
+        let (verified, tree) = self.join();
+        match (verified, tree) {
+            (Ok(Verified { blob, blob_size_bytes, compression, diff_id }), Ok(tree)) => {
+                Ok(Extracted { blob, blob_size_bytes, compression, diff_id, tree })
+            }
+            // Each thread ends as `Aborted` when the other has failed: then the other's error is the cause.
+            (Err(ExtractError::Aborted), Err(cause)) | (Err(cause), _) | (_, Err(cause)) => Err(cause),
+        }
+    }
+
+    /// Stops both threads, waits for them, and gives nothing. The layer's directory stays, incomplete.
+    pub fn abort(self) {
+        drop(self);
+    }
+
+    fn join(&mut self) -> (Result<Verified, ExtractError>, Result<TreeSummary, ExtractError>) {
+        drop(self.chunks.take());
+        let verified = self
+            .inflater
+            .take()
+            .map_or(Err(ExtractError::Aborted), |thread| thread.join().unwrap_or(Err(ExtractError::Panicked)));
+        let tree = self
+            .writer
+            .take()
+            .map_or(Err(ExtractError::Aborted), |thread| thread.join().unwrap_or(Err(ExtractError::Panicked)));
+        (verified, tree)
+    }
+}
+
+impl Drop for Extraction {
+    fn drop(&mut self) {
+        if self.inflater.is_some() {
+            let _ = self.join();
+        }
+    }
+}
+
+/// Thread B: takes the tar apart and writes it.
+fn write(
+    mut tree: TreeWriter,
+    work: &Receiver<Work>,
+    recycle: &SyncSender<Vec<u8>>,
+    progress: &Progress,
+) -> Result<TreeSummary, ExtractError> {
+    loop {
+        match work.recv() {
+            Ok(Work::Tar(buffer)) => {
+                tree.take(&buffer)?;
+                progress.tar_bytes.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+                progress.entries.store(tree.entries(), Ordering::Relaxed);
+                // Fails only when thread A has sent its last buffer.
+                let _ = recycle.try_send(buffer);
+            }
+            Ok(Work::End(diff_id)) => return tree.finish(diff_id),
+            Err(_) => return Err(ExtractError::Aborted),
+        }
+    }
+}
+
+/// Thread A: verifies the blob and turns it into the tar.
+struct Inflater {
+    expected: Expectation,
+    progress: Arc<Progress>,
+    decompressor: Decompressor,
+    blob_hasher: DigestHasher,
+    tar_hasher: DigestHasher,
+    blob_bytes: u64,
+    tar_bytes: u64,
+}
+
+impl Inflater {
+    fn new(expected: Expectation, progress: Arc<Progress>) -> Self {
+        let algorithm = |digest: Option<Digest>| digest.map_or(Algorithm::Sha256, |digest| digest.algorithm());
+        // With a diff ID every byte is verified by it; without, the stream's own checksum is all there is.
+        let decompressor = Decompressor::new(expected.diff_id.is_none());
+        let blob_hasher = DigestHasher::new(algorithm(expected.blob));
+        let tar_hasher = DigestHasher::new(algorithm(expected.diff_id.map(|diff_id| diff_id.0)));
+        Self { expected, progress, decompressor, blob_hasher, tar_hasher, blob_bytes: 0, tar_bytes: 0 }
+    }
+
+    fn run(
+        mut self,
+        fed: &Receiver<Feed>,
+        to_writer: &SyncSender<Work>,
+        spare: &Receiver<Vec<u8>>,
+    ) -> Result<Verified, ExtractError> {
+        let mut lent = 0;
+        let mut buffer = Vec::new();
+        loop {
+            match fed.recv() {
+                Ok(Feed::Chunk(chunk)) => {
+                    self.count(&chunk)?;
+                    let mut rest = chunk.as_slice();
+                    loop {
+                        if buffer.capacity() == 0 {
+                            buffer = next_buffer(&mut lent, spare)?;
+                        }
+                        let consumed = self.decompressor.run(rest, &mut buffer).map_err(ExtractError::Decompress)?;
+                        rest = &rest[consumed..];
+                        if buffer.len() < BUFFER_BYTES {
+                            debug_assert!(rest.is_empty(), "the decompressor stops at a full buffer or the end only");
+                            break;
+                        }
+                        self.hand_over(std::mem::take(&mut buffer), to_writer)?;
+                    }
+                    self.progress.blob_bytes.store(self.blob_bytes, Ordering::Relaxed);
+                }
+                Ok(Feed::End) => break,
+                Err(_) => return Err(ExtractError::Aborted),
+            }
+        }
+        let compression = self.end(&mut buffer, &mut lent, to_writer, spare)?;
+        if !buffer.is_empty() {
+            self.hand_over(buffer, to_writer)?;
+        }
+        let verified = self.verify(compression)?;
+        to_writer.send(Work::End(verified.diff_id)).map_err(|_| ExtractError::Aborted)?;
+        Ok(verified)
+    }
+
+    fn count(&mut self, chunk: &[u8]) -> Result<(), ExtractError> {
+        self.blob_bytes += chunk.len() as u64;
+        match self.expected.size_bytes {
+            Some(expected_bytes) if self.blob_bytes > expected_bytes => {
+                Err(ExtractError::BlobTooLong { blob: self.blob_name(), expected_bytes })
+            }
+            _ => {
+                self.blob_hasher.update(chunk);
+                Ok(())
+            }
+        }
+    }
+
+    fn hand_over(&mut self, buffer: Vec<u8>, to_writer: &SyncSender<Work>) -> Result<(), ExtractError> {
+        self.tar_bytes += buffer.len() as u64;
+        let tar_bytes_max = self.expected.limits.tar_bytes_max;
+        if self.tar_bytes > tar_bytes_max {
+            return Err(ExtractError::TooLarge { tar_bytes_max });
+        }
+        self.tar_hasher.update(&buffer);
+        to_writer.send(Work::Tar(buffer)).map_err(|_| ExtractError::Aborted)
+    }
+
+    /// Empties the decompressor. Size and digest go first: they explain a stream that ends early better than it can.
+    fn end(
+        &mut self,
+        buffer: &mut Vec<u8>,
+        lent: &mut usize,
+        to_writer: &SyncSender<Work>,
+        spare: &Receiver<Vec<u8>>,
+    ) -> Result<Compression, ExtractError> {
+        if let Some(expected_bytes) = self.expected.size_bytes
+            && self.blob_bytes != expected_bytes
+        {
+            let (blob, found_bytes) = (self.blob_name(), self.blob_bytes);
+            return Err(ExtractError::BlobTooShort { blob, expected_bytes, found_bytes });
+        }
+        if let Some(expected) = self.expected.blob {
+            let found = self.blob_hasher.clone().finish();
+            if found != expected {
+                return Err(ExtractError::DigestMismatch { expected, found });
+            }
+        }
+        loop {
+            if buffer.capacity() == 0 {
+                *buffer = next_buffer(lent, spare)?;
+            }
+            match self.decompressor.finish(buffer).map_err(ExtractError::Decompress)? {
+                Some(compression) => return Ok(compression),
+                None => self.hand_over(std::mem::take(buffer), to_writer)?,
+            }
+        }
+    }
+
+    fn verify(self, compression: Compression) -> Result<Verified, ExtractError> {
+        let diff_id = DiffId(self.tar_hasher.finish());
+        if let Some(expected) = self.expected.diff_id
+            && expected != diff_id
+        {
+            return Err(ExtractError::DiffIdMismatch { expected, found: diff_id });
+        }
+        let blob = self.blob_hasher.finish();
+        Ok(Verified { blob, blob_size_bytes: self.blob_bytes, compression, diff_id })
+    }
+
+    fn blob_name(&self) -> String {
+        self.expected.blob.map_or_else(|| "without a digest".into(), |blob| blob.to_string())
+    }
+}
+
+/// A buffer that thread B has given back, or a new one while fewer than [`BUFFERS`] go round.
+fn next_buffer(lent: &mut usize, spare: &Receiver<Vec<u8>>) -> Result<Vec<u8>, ExtractError> {
+    if let Ok(mut buffer) = spare.try_recv() {
+        buffer.clear();
+        return Ok(buffer);
+    }
+    if *lent < BUFFERS {
+        *lent += 1;
+        return Ok(Vec::with_capacity(BUFFER_BYTES));
+    }
+    let mut buffer = spare.recv().map_err(|_| ExtractError::Aborted)?;
+    buffer.clear();
+    Ok(buffer)
+}

@@ -1,0 +1,148 @@
+//! One file's payload on its way to the disk.
+//!
+//! F1  Writes end on 4 KiB boundaries until the file ends: a page that is written early in two halves is written twice.
+//! F2  Pages leave the cache early: by uncached writes, or where there are none by write-back and `drop_cache` on a ring
+//!     of the last [`RING_FILES`] files.
+
+use std::collections::VecDeque;
+use std::io;
+
+use baleen_store::recipe::{Content, Segment};
+use baleen_store::{Disk, Handle, WriteBack};
+
+use crate::content::ContentHasher;
+
+/// Files whose pages are still on their way to the disk.
+pub(super) const RING_FILES: usize = 128;
+const PAGE_BYTES: u64 = 4096;
+
+/// A file being written.
+#[derive(Debug)]
+pub(super) struct FileWriter {
+    file: Handle,
+    hasher: ContentHasher,
+    /// Payload still to come.
+    left: u64,
+    /// Offset of the first byte in `carry`.
+    offset: u64,
+    carry: Vec<u8>,
+    segments: Option<SegmentCursor>,
+}
+
+#[derive(Debug)]
+struct SegmentCursor {
+    segments: Vec<Segment>,
+    next: usize,
+    left: u64,
+}
+
+impl FileWriter {
+    /// A writer of `payload_bytes` into the new, empty `file`: to the parts `segments` of it, if it is sparse.
+    pub(super) fn new(file: Handle, payload_bytes: u64, segments: Option<Vec<Segment>>) -> Self {
+        let segments = segments.map(|segments| SegmentCursor { segments, next: 0, left: 0 });
+        Self { file, hasher: ContentHasher::default(), left: payload_bytes, offset: 0, carry: Vec::new(), segments }
+    }
+
+    pub(super) fn take(&mut self, disk: &dyn Disk, bytes: &[u8]) -> io::Result<()> {
+        self.hasher.update(bytes);
+        if self.segments.is_none() {
+            self.left = self.left.saturating_sub(bytes.len() as u64);
+            let last = self.left == 0;
+            return self.write(disk, bytes, last);
+        }
+        self.take_sparse(disk, bytes)
+    }
+
+    fn take_sparse(&mut self, disk: &dyn Disk, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let Some(cursor) = &mut self.segments else { return Ok(()) };
+            if cursor.left == 0 {
+                // The parser has checked that the segments hold the payload exactly.
+                let Some(segment) = cursor.segments.get(cursor.next).copied() else {
+                    return Err(io::ErrorKind::InvalidData.into());
+                };
+                cursor.next += 1;
+                cursor.left = segment.length;
+                self.offset = segment.offset;
+                continue;
+            }
+            let count = usize::try_from(cursor.left).map_or(bytes.len(), |left| left.min(bytes.len()));
+            cursor.left -= count as u64;
+            let segment_ends = cursor.left == 0;
+            let (part, rest) = bytes.split_at(count);
+            self.write(disk, part, segment_ends)?;
+            bytes = rest;
+        }
+        Ok(())
+    }
+
+    /// Writes whole pages, or everything if nothing adjoins.
+    fn write(&mut self, disk: &dyn Disk, mut bytes: &[u8], last: bool) -> io::Result<()> {
+        if !self.carry.is_empty() {
+            let end = self.offset + self.carry.len() as u64;
+            let missing = (PAGE_BYTES - end % PAGE_BYTES) as usize;
+            let count = bytes.len().min(missing);
+            self.carry.extend_from_slice(&bytes[..count]);
+            bytes = &bytes[count..];
+            if count < missing && !last {
+                return Ok(());
+            }
+            disk.write_uncached_at(&self.file, &self.carry, self.offset)?;
+            self.offset += self.carry.len() as u64;
+            self.carry.clear();
+        }
+        let whole = if last {
+            bytes.len()
+        } else {
+            let end = (self.offset + bytes.len() as u64) / PAGE_BYTES * PAGE_BYTES;
+            end.saturating_sub(self.offset) as usize
+        };
+        if whole > 0 {
+            disk.write_uncached_at(&self.file, &bytes[..whole], self.offset)?;
+            self.offset += whole as u64;
+        }
+        self.carry.extend_from_slice(&bytes[whole..]);
+        Ok(())
+    }
+
+    /// Gives the file, what it holds, and where, if it is sparse.
+    pub(super) fn finish(mut self, disk: &dyn Disk) -> io::Result<(Handle, Content, Option<Vec<Segment>>)> {
+        if !self.carry.is_empty() {
+            disk.write_uncached_at(&self.file, &self.carry, self.offset)?;
+            self.carry.clear();
+        }
+        Ok((self.file, self.hasher.finish(), self.segments.map(|cursor| cursor.segments)))
+    }
+}
+
+/// The last files written, where the disk has no uncached writes (F2).
+#[derive(Debug, Default)]
+pub(super) struct WriteBackRing(VecDeque<Handle>);
+
+impl WriteBackRing {
+    /// Starts the write-back of `file`, and drops from the cache what was written a while ago.
+    pub(super) fn add(&mut self, disk: &dyn Disk, file: Handle) -> io::Result<()> {
+        if disk.has_uncached_writes() {
+            return Ok(());
+        }
+        disk.write_back(&file, 0, 0, WriteBack::Start)?;
+        self.0.push_back(file);
+        while self.0.len() > RING_FILES {
+            self.drop_oldest(disk)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn finish(&mut self, disk: &dyn Disk) -> io::Result<()> {
+        while !self.0.is_empty() {
+            self.drop_oldest(disk)?;
+        }
+        Ok(())
+    }
+
+    fn drop_oldest(&mut self, disk: &dyn Disk) -> io::Result<()> {
+        let Some(file) = self.0.pop_front() else { return Ok(()) };
+        disk.write_back(&file, 0, 0, WriteBack::Wait)?;
+        disk.drop_cache(&file, 0, 0)
+    }
+}

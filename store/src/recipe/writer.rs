@@ -1,0 +1,252 @@
+//! Writing a recipe while the tar arrives.
+
+use zstd::zstd_safe::{CCtx, CParameter};
+
+use super::bytes::{put_bytes, put_number};
+use super::*;
+
+/// A recipe being written.
+pub struct RecipeWriter {
+    disk: Arc<dyn Disk>,
+    file: Handle,
+    offset: u64,
+    frame: Vec<u8>,
+    /// Start of the literal at the end of `frame` that more bytes may still join.
+    literal: Vec<u8>,
+    files: u64,
+    facts: FrameFacts,
+    frames: Vec<FrameFacts>,
+    moves: Vec<Move>,
+    moved_path_bytes: usize,
+    context: CCtx<'static>,
+    packed: Vec<u8>,
+}
+
+impl std::fmt::Debug for RecipeWriter {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("RecipeWriter").field("offset", &self.offset).finish_non_exhaustive()
+    }
+}
+
+impl RecipeWriter {
+    /// Creates the file `recipe` in `layer_dir`.
+    ///
+    /// # Errors
+    /// [`RecipeError::Io`], with `EEXIST` if there is one.
+    pub fn create(disk: Arc<dyn Disk>, layer_dir: &Handle) -> Result<Self, RecipeError> {
+        let file = disk.create_file(layer_dir, RECIPE_NAME, 0o600).map_err(io_error("create"))?;
+        let mut header = [0; HEADER_BYTES];
+        header[..8].copy_from_slice(MAGIC);
+        header[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        disk.write_at(&file, &header, 0).map_err(io_error("write"))?;
+        let mut context = CCtx::create();
+        let prepared = context
+            .set_parameter(CParameter::CompressionLevel(ZSTD_LEVEL))
+            .and_then(|_| context.set_parameter(CParameter::ChecksumFlag(true)));
+        prepared.map_err(|_| damaged("the compressor takes no parameters"))?;
+        let offset = HEADER_BYTES as u64;
+        let facts = FrameFacts { offset, files: 0, paths: None };
+        Ok(Self {
+            disk,
+            file,
+            offset,
+            frame: Vec::new(),
+            literal: Vec::new(),
+            files: 0,
+            facts,
+            frames: Vec::new(),
+            moves: Vec::new(),
+            moved_path_bytes: 0,
+            context,
+            packed: Vec::new(),
+        })
+    }
+
+    /// Adds bytes of the tar that are no payload.
+    ///
+    /// # Errors
+    /// [`RecipeError::Io`].
+    pub fn literal(&mut self, mut bytes: &[u8]) -> Result<(), RecipeError> {
+        while !bytes.is_empty() {
+            let count = bytes.len().min(LITERAL_BYTES_MAX - self.literal.len());
+            self.literal.extend_from_slice(&bytes[..count]);
+            bytes = &bytes[count..];
+            if self.literal.len() == LITERAL_BYTES_MAX {
+                self.end_item()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a run of zeros.
+    ///
+    /// # Errors
+    /// [`RecipeError::Io`].
+    pub fn zeros(&mut self, count: u64) -> Result<(), RecipeError> {
+        self.join_literal();
+        self.frame.push(TAG_ZEROS);
+        put_number(&mut self.frame, count);
+        self.end_item()
+    }
+
+    /// Adds the payload of the file that was written at `path` below `fs/`, a path without links.
+    ///
+    /// # Errors
+    /// [`RecipeError::Io`].
+    pub fn file(&mut self, path: &[u8], content: &Content, sparse: Option<&[Segment]>) -> Result<(), RecipeError> {
+        self.join_literal();
+        self.frame.push(if sparse.is_some() { TAG_SPARSE_FILE } else { TAG_FILE });
+        put_bytes(&mut self.frame, path);
+        self.put_content(content);
+        if let Some(segments) = sparse {
+            assert!(segments.len() <= SEGMENTS_MAX, "the parser of the archive has the same limit");
+            put_number(&mut self.frame, segments.len() as u64);
+            let mut end = 0;
+            for segment in segments {
+                put_number(&mut self.frame, segment.offset - end);
+                put_number(&mut self.frame, segment.length);
+                end = segment.offset + segment.length;
+            }
+        }
+        self.files += 1;
+        self.facts.files += 1;
+        let path = cut(path);
+        match &mut self.facts.paths {
+            None => self.facts.paths = Some((path.to_vec(), path.to_vec())),
+            Some((least, _)) if path < least.as_slice() => *least = path.to_vec(),
+            Some((_, greatest)) if path > greatest.as_slice() => *greatest = path.to_vec(),
+            Some(_) => {}
+        }
+        self.end_item()
+    }
+
+    /// Adds payload that lies in `kept/<number>`.
+    ///
+    /// # Errors
+    /// [`RecipeError::Io`].
+    pub fn kept(&mut self, number: u64, content: &Content) -> Result<(), RecipeError> {
+        self.join_literal();
+        self.frame.push(TAG_KEPT);
+        put_number(&mut self.frame, number);
+        self.put_content(content);
+        self.end_item()
+    }
+
+    /// Notes that what was at `path` is now at `kept/<number>`, for all files recorded before.
+    ///
+    /// # Errors
+    /// [`RecipeError::TooManyMoves`].
+    pub fn moved(&mut self, path: &[u8], number: u64) -> Result<(), RecipeError> {
+        self.moved_path_bytes += path.len();
+        if self.moves.len() >= MOVES_MAX || self.moved_path_bytes > INDEX_BYTES_MAX / 4 {
+            return Err(RecipeError::TooManyMoves);
+        }
+        self.moves.push(Move { files_before: self.files, number, path: path.to_vec() });
+        Ok(())
+    }
+
+    /// Closes the frame, so that everything added so far is in the file: where a checkpoint can cut it.
+    ///
+    /// # Errors
+    /// [`RecipeError::Io`].
+    pub fn seal(&mut self) -> Result<(), RecipeError> {
+        self.join_literal();
+        if self.frame.is_empty() {
+            return Ok(());
+        }
+        let frame = std::mem::take(&mut self.frame);
+        self.write_frame(&frame)?;
+        let facts = FrameFacts { offset: self.offset, files: 0, paths: None };
+        self.frames.push(std::mem::replace(&mut self.facts, facts));
+        self.frame = frame;
+        self.frame.clear();
+        Ok(())
+    }
+
+    /// Writes the index and the trailer; gives the size of the recipe in bytes.
+    ///
+    /// # Errors
+    /// [`RecipeError::Io`]; [`RecipeError::TooManyMoves`] if the index grew too large.
+    pub fn finish(mut self, summary: &Summary) -> Result<u64, RecipeError> {
+        self.seal()?;
+        let index = self.index(summary);
+        if index.len() > INDEX_BYTES_MAX {
+            return Err(RecipeError::TooManyMoves);
+        }
+        let index_offset = self.offset;
+        self.write_frame(&index)?;
+        let mut trailer = [0; TRAILER_BYTES];
+        trailer[..8].copy_from_slice(&index_offset.to_le_bytes());
+        trailer[8..16].copy_from_slice(&(self.offset - index_offset).to_le_bytes());
+        let check = blake3::hash(&trailer[..16]);
+        trailer[16..24].copy_from_slice(&check.as_bytes()[..8]);
+        trailer[24..].copy_from_slice(END_MAGIC);
+        self.disk.write_at(&self.file, &trailer, self.offset).map_err(io_error("write"))?;
+        // The pages leave the cache soon: a recipe is read again by push and fsck only.
+        let _ = self.disk.write_back(&self.file, 0, 0, crate::WriteBack::Start);
+        Ok(self.offset + TRAILER_BYTES as u64)
+    }
+
+    fn index(&self, summary: &Summary) -> Vec<u8> {
+        let mut index = Vec::new();
+        let digest = summary.diff_id.0;
+        index.push(match digest {
+            Digest::Sha256(_) => 1,
+            Digest::Sha512(_) => 2,
+        });
+        index.extend_from_slice(digest.as_bytes());
+        put_number(&mut index, summary.tar_size_bytes);
+        put_number(&mut index, summary.entries);
+        put_number(&mut index, summary.payload_bytes);
+        put_number(&mut index, u64::from(summary.implied_directories));
+        put_number(&mut index, self.moves.len() as u64);
+        for moved in &self.moves {
+            put_number(&mut index, moved.files_before);
+            put_number(&mut index, moved.number);
+            put_bytes(&mut index, &moved.path);
+        }
+        put_number(&mut index, self.frames.len() as u64);
+        for frame in &self.frames {
+            put_number(&mut index, frame.offset);
+            put_number(&mut index, frame.files);
+            if let Some((least, greatest)) = &frame.paths {
+                put_bytes(&mut index, least);
+                put_bytes(&mut index, greatest);
+            }
+        }
+        index
+    }
+
+    fn put_content(&mut self, content: &Content) {
+        put_number(&mut self.frame, content.size_bytes);
+        self.frame.extend_from_slice(&content.blake3);
+    }
+
+    fn join_literal(&mut self) {
+        if !self.literal.is_empty() {
+            self.frame.push(TAG_LITERAL);
+            put_bytes(&mut self.frame, &self.literal);
+            self.literal.clear();
+        }
+    }
+
+    fn end_item(&mut self) -> Result<(), RecipeError> {
+        self.join_literal();
+        if self.frame.len() >= FRAME_BYTES_TARGET { self.seal() } else { Ok(()) }
+    }
+
+    fn write_frame(&mut self, plain: &[u8]) -> Result<(), RecipeError> {
+        assert!(plain.len() <= FRAME_BYTES_MAX.max(INDEX_BYTES_MAX), "no item is that long");
+        let bound = zstd::zstd_safe::compress_bound(plain.len());
+        self.packed.clear();
+        self.packed.reserve(bound);
+        self.context.compress2(&mut self.packed, plain).map_err(|_| damaged("it cannot be compressed"))?;
+        let mut header = [0; FRAME_HEADER_BYTES];
+        header[..4].copy_from_slice(&(plain.len() as u32).to_le_bytes());
+        header[4..].copy_from_slice(&(self.packed.len() as u32).to_le_bytes());
+        self.packed.splice(0..0, header);
+        self.disk.write_at(&self.file, &self.packed, self.offset).map_err(io_error("write"))?;
+        self.offset += self.packed.len() as u64;
+        Ok(())
+    }
+}
