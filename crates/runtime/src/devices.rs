@@ -265,6 +265,38 @@ mod tests {
         }
     }
 
+    /// A group of the cgroup v2 hierarchy (the hybrid layout has one too), removed at the end.
+    struct Group(PathBuf);
+
+    impl Drop for Group {
+        fn drop(&mut self) {
+            let _ = Cgroup::from_dirs(vec![self.0.clone()]).kill_and_remove();
+        }
+    }
+
+    #[test]
+    fn on_cgroup_v2_a_device_that_is_not_allowed_cannot_be_opened() {
+        let name = "on_cgroup_v2_a_device_that_is_not_allowed_cannot_be_opened";
+        let mount = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(Path::new);
+        let mount = mount.into_iter().find(|mount| mount.join("cgroup.controllers").exists());
+        let Some(mount) = mount.filter(|_| rustix::process::geteuid().is_root()) else {
+            assert!(std::env::var_os("CI").is_none(), "{name}: needs root and cgroup v2");
+            eprintln!("SKIPPED: {name}: needs root and cgroup v2");
+            return;
+        };
+        let group = Group(mount.join(format!("baleen-devices-{}", std::process::id())));
+        fs::create_dir(&group.0).unwrap();
+        apply(&default_rules(), &Cgroup::from_dirs(vec![group.0.clone()]), true).unwrap();
+        let procs = group.0.join("cgroup.procs");
+        let script = format!(
+            "echo $$ > {} && head -c 1 /dev/zero | wc -c && for d in /dev/kmsg /dev/loop-control; do test -e $d || continue; \
+             head -c 0 $d 2>&1 | grep -q 'Operation not permitted' || echo opened $d; done",
+            procs.display()
+        );
+        let output = std::process::Command::new("sh").arg("-c").arg(script).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "1", "{output:?}");
+    }
+
     #[test]
     fn the_kernel_accepts_the_program() {
         if !rustix::process::geteuid().is_root() {

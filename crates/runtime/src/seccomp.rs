@@ -164,6 +164,9 @@ pub fn user_profile(text: &str, capabilities: &[&str]) -> Result<Value, SpecErro
         for mut rule in std::mem::take(rules) {
             let fields = rule.as_object_mut().ok_or_else(|| bad("a rule is not an object".to_owned()))?;
             fields.remove("comment");
+            if fields.get("action").and_then(Value::as_str) == Some("SCMP_ACT_NOTIFY") {
+                return Err(SpecError::NotImplemented { what: "seccomp notification (SCMP_ACT_NOTIFY)" });
+            }
             if let Some(name) = fields.remove("name").filter(|name| name.as_str().is_some_and(|name| !name.is_empty()))
             {
                 fields.insert("names".to_owned(), json!([name]));

@@ -104,6 +104,8 @@ fn become_shim() -> io::Result<()> {
     // Orphans of a container in the host's PID namespace come to us, and so does the container's first process, whose parent ends.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     rustix::thread::set_name(c"baleen-shim")?;
+    // The daemon's keys are not the container's.
+    sys::new_session_keyring()?;
     Ok(())
 }
 

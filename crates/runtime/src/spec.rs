@@ -76,7 +76,7 @@ pub struct ContainerSpec {
     pub resources: Resources,
     /// `setrlimit(2)` limits.
     pub ulimits: Vec<Ulimit>,
-    /// -1000 to 1000; `None` inherits.
+    /// -1000 to 1000; `None`: 0, or what the daemon has if that is more.
     pub oom_score_adj: Option<i32>,
     /// Size of `/dev/shm`; 0 means 64 MiB.
     pub shm_size_bytes: u64,

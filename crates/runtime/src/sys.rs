@@ -104,6 +104,19 @@ pub(crate) fn clear_groups() -> io::Result<()> {
     }
 }
 
+/// Leaves the session keyring for a new, empty one. Kernels without keys have nothing to leave.
+pub(crate) fn new_session_keyring() -> io::Result<()> {
+    const JOIN_SESSION_KEYRING: libc::c_long = 1;
+    // SAFETY: a null name asks for an anonymous keyring; nothing is read through it.
+    if unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, ptr::null::<libc::c_char>()) } >= 0 {
+        return Ok(());
+    }
+    match io::Error::last_os_error() {
+        error if error.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
+        error => Err(error),
+    }
+}
+
 /// Closes every descriptor from 3 on.
 pub(crate) fn close_inherited() {
     // SAFETY: called before this process has opened anything of its own beyond the standard streams, so that no owner of a closed

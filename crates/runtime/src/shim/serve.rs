@@ -159,9 +159,15 @@ impl Server {
             for event in ready {
                 self.handle(event);
             }
-            self.clients.retain(|client| !client.gone);
             self.advance();
+            self.clients.retain_mut(|client| {
+                if client.is_done() {
+                    client.close();
+                }
+                !client.gone
+            });
         }
+        self.clients.iter_mut().for_each(Client::close);
         let _ = fs::remove_file(self.parts.dir.join(SOCKET_NAME));
     }
 
@@ -395,11 +401,6 @@ impl Server {
             if !progressed || self.clients[index].gone {
                 break;
             }
-        }
-        let client = &mut self.clients[index];
-        let attached_stays = matches!(client.role, Role::Attached(_)) && !client.hung_up;
-        if client.input_ended && !attached_stays && client.pending() == 0 {
-            client.gone = true;
         }
     }
 
@@ -640,7 +641,9 @@ impl Server {
         self.answer(Role::AwaitsRemoval, &Response::Done, Role::Closing);
         self.phase = Phase::Over { record: Box::new(record), until: Instant::now() + LINGER_MAX };
         for client in &mut self.clients {
-            client.flush();
+            if matches!(client.role, Role::Attached(_)) {
+                client.role = Role::Closing;
+            }
         }
     }
 }
@@ -665,6 +668,25 @@ impl Client {
             hung_up: false,
             gone: false,
         }
+    }
+
+    /// Whether nothing more will pass on this connection.
+    fn is_done(&self) -> bool {
+        let over = match self.role {
+            Role::Closing => true,
+            Role::Attached(_) => self.input_ended && self.hung_up,
+            _ => self.input_ended,
+        };
+        over && self.pending() == 0
+    }
+
+    /// Ends the connection so that the other side reads an end, and no error: unread input would turn it into a reset.
+    fn close(&mut self) {
+        // If the other side has gone there is nothing to end.
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+        let mut rest = [0; 1024];
+        while self.stream.read(&mut rest).is_ok_and(|read| read > 0) {}
+        self.gone = true;
     }
 
     fn pending(&self) -> usize {

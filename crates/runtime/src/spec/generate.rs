@@ -56,7 +56,7 @@ pub fn runtime_spec(spec: &ContainerSpec, rootfs: &Path) -> Result<Value, SpecEr
     if spec.no_new_privileges {
         process["noNewPrivileges"] = json!(true);
     }
-    if let Some(adjustment) = spec.oom_score_adj {
+    if let Some(adjustment) = spec.oom_score_adj.or_else(default_oom_score_adj) {
         process["oomScoreAdj"] = json!(adjustment);
     }
 
@@ -131,8 +131,15 @@ fn check_texts(spec: &ContainerSpec) -> Result<(), SpecError> {
 
 fn environment(spec: &ContainerSpec, user: &ResolvedUser) -> Vec<String> {
     let has = |key: &str| spec.env.iter().any(|entry| entry.split_once('=').is_some_and(|(name, _)| name == key));
-    let mut env: Vec<String> =
-        spec.env.iter().filter(|entry| entry.find('=').is_some_and(|at| at > 0)).cloned().collect();
+    let mut env: Vec<String> = Vec::new();
+    for entry in spec.env.iter().filter(|entry| entry.find('=').is_some_and(|at| at > 0)) {
+        // A name that is given twice has its last value: programs differ in which one they would take.
+        let key = &entry[..=entry.find('=').unwrap_or(0)];
+        match env.iter_mut().find(|known| known.starts_with(key)) {
+            Some(known) => known.clone_from(entry),
+            None => env.push(entry.clone()),
+        }
+    }
     let mut default = |key: &str, value: &str| {
         if !has(key) {
             env.push(format!("{key}={value}"));
@@ -465,6 +472,12 @@ fn collect_devices(
     Ok(())
 }
 
+/// 0 where the daemon is better protected than that; what it has where it is not, since lowering takes a capability.
+fn default_oom_score_adj() -> Option<i32> {
+    let text = fs::read_to_string("/proc/self/oom_score_adj").ok()?;
+    text.trim().parse::<i32>().ok().filter(|&own| own < 0).map(|_| 0)
+}
+
 /// The capabilities that this process may pass on, as bits. (Its own bounding set may be smaller than the kernel's: what it lacks
 /// nobody can give.)
 fn own_capabilities() -> u64 {
@@ -509,7 +522,7 @@ mod tests {
     #[test]
     fn path_home_and_hostname_are_always_set_and_a_bare_name_is_dropped() {
         let spec =
-            made(&ContainerSpec { env: vec!["A=1=2".to_owned(), "BARE".to_owned(), "=x".to_owned()], ..minimal() })
+            made(&ContainerSpec { env: ["A=0", "A=1=2", "BARE", "=x"].map(str::to_owned).to_vec(), ..minimal() })
                 .unwrap();
         let env: Vec<&str> =
             spec["process"]["env"].as_array().unwrap().iter().map(|entry| entry.as_str().unwrap()).collect();

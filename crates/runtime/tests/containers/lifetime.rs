@@ -29,6 +29,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_held_pipe_does_not_delay_the_exit_for_ever", a_held_pipe_does_not_delay_the_exit_for_ever),
     ("twenty_containers_at_once", twenty_containers_at_once),
     ("a_shim_is_small", a_shim_is_small),
+    ("a_hundred_runs_leave_nothing_and_say_what_they_cost", a_hundred_runs_leave_nothing_and_say_what_they_cost),
 ];
 
 fn a_container_outlives_the_daemon_and_a_new_one_takes_over() {
@@ -183,4 +184,31 @@ fn a_shim_is_small() {
     println!("    shim: {private} kB private, {resident} kB resident (debug build)");
     // The release binary is measured elsewhere; this holds against growth.
     assert!(private < 4096, "{private} kB");
+}
+
+fn a_hundred_runs_leave_nothing_and_say_what_they_cost() {
+    let fixture = Fixture::new(&["true"]);
+    let mounts = || fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let before = mounts();
+    let mut steps: [Vec<Duration>; 4] = Default::default();
+    for _ in 0..100 {
+        let mut at = Instant::now();
+        let mut lap = |step: usize| steps[step].push(std::mem::replace(&mut at, Instant::now()).elapsed());
+        let shim = fixture.create().unwrap();
+        lap(0);
+        shim.start().unwrap();
+        lap(1);
+        assert_eq!(shim.wait().unwrap().exit_code, 0);
+        lap(2);
+        shim.delete().unwrap();
+        lap(3);
+    }
+    let median = |mut times: Vec<Duration>| {
+        times.sort();
+        times[times.len() / 2].as_secs_f64() * 1000.0
+    };
+    let [create, start, wait, delete] = steps.map(median);
+    println!("    medians: create {create:.1} ms, start {start:.1} ms, wait {wait:.1} ms, delete {delete:.1} ms");
+    assert_eq!(mounts(), before);
+    assert!(!fixture.dir().exists() && fixture.cgroup_dirs().is_empty());
 }

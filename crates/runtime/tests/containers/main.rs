@@ -39,8 +39,9 @@ fn main() -> ExitCode {
     println!("running {} tests", chosen.len());
     let mut failed = Vec::new();
     for (name, test) in &chosen {
+        let begun = std::time::Instant::now();
         let passed = catch_unwind(AssertUnwindSafe(test)).is_ok();
-        println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
+        println!("test {name} ... {} ({} ms)", if passed { "ok" } else { "FAILED" }, begun.elapsed().as_millis());
         if !passed {
             failed.push(*name);
         }

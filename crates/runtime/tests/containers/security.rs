@@ -33,6 +33,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("the_program_has_three_descriptors", the_program_has_three_descriptors),
     ("a_working_directory_through_a_descriptor_is_refused", a_working_directory_through_a_descriptor_is_refused),
     ("links_in_the_image_lead_no_mount_out", links_in_the_image_lead_no_mount_out),
+    (
+        "a_link_swapped_while_containers_start_leads_no_mount_out",
+        a_link_swapped_while_containers_start_leads_no_mount_out,
+    ),
     ("nothing_is_mounted_on_the_root_or_in_proc", nothing_is_mounted_on_the_root_or_in_proc),
     ("namespaces_are_its_own_unless_shared", namespaces_are_its_own_unless_shared),
     ("a_read_only_root_refuses_writes_and_its_mounts_do_not", a_read_only_root_refuses_writes_and_its_mounts_do_not),
@@ -258,6 +262,57 @@ fn links_in_the_image_lead_no_mount_out() {
         drop(fixture);
         assert_eq!(host_mounts(), before, "{name} -> {target}");
     }
+}
+
+/// Rounds of the race; `make soak` asks for more.
+fn rounds() -> u32 {
+    std::env::var("BALEEN_RACE_ROUNDS").map_or(60, |text| text.parse().unwrap())
+}
+
+fn a_link_swapped_while_containers_start_leads_no_mount_out() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let before = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mut fixture = Fixture::sh("touch /vol/place/sub/made; true");
+    let (volume, canary, source) =
+        (fixture.base.join("volume"), fixture.base.join("canary"), fixture.base.join("source"));
+    for directory in [&volume, &canary, &source, &volume.join("place")] {
+        fs::create_dir(directory).unwrap();
+    }
+    symlink(&canary, volume.join("link")).unwrap();
+    let bind = |source: &std::path::Path, target: &str| baleen_runtime::spec::MountSpec {
+        kind: baleen_runtime::spec::MountKind::Bind {
+            source: source.to_owned(),
+            propagation: String::new(),
+            non_recursive: false,
+        },
+        target: target.to_owned(),
+        readonly: false,
+    };
+    // As a second container with the same volume could: the place of the inner mount is swapped with a link to the host.
+    fixture.spec.mounts = vec![bind(&volume, "/vol"), bind(&source, "/vol/place/sub")];
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let directory = fs::File::open(&volume).unwrap();
+            while !stop.load(Ordering::Relaxed) {
+                let _ = rustix::fs::renameat_with(
+                    &directory,
+                    "place",
+                    &directory,
+                    "link",
+                    rustix::fs::RenameFlags::EXCHANGE,
+                );
+            }
+        });
+        for _ in 0..rounds() {
+            // Some rounds fail to start: that is an answer too.
+            let _ = fixture.run();
+            let _ = baleen_runtime::client::clean_up(&fixture.dir());
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(fs::read_dir(&canary).unwrap().count(), 0, "the host's directory was reached");
+    assert_eq!(fs::read_to_string("/proc/self/mountinfo").unwrap(), before);
 }
 
 fn nothing_is_mounted_on_the_root_or_in_proc() {

@@ -289,7 +289,7 @@ fn thousands_of_broken_connections_leave_nothing_behind() {
             drop(baleen_runtime::client::connect_socket(&fixture.dir()).unwrap());
         }
     }
-    eventually("every descriptor is closed", || count() == before);
+    eventually("every descriptor is closed", || count() <= before);
     let memory = private_memory_kb(pid);
     println!("    private memory of the shim after 3000 connections: {memory} kB");
     assert!(memory < 8 << 10, "{memory} kB");
