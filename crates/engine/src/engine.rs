@@ -16,7 +16,7 @@ use crate::container::*;
 use crate::door::{Door, ended};
 use crate::error::EngineError;
 use crate::events::{EventQuery, EventStream, Events};
-use crate::image::{Downloads, LoadRequest, Pruned, store_error};
+use crate::image::{Downloads, LoadRequest, store_error};
 use crate::info::{DiskUsage, EngineInfo};
 use crate::progress::ProgressSender;
 
@@ -28,6 +28,9 @@ pub struct Engine {
     pub(crate) registry: Client,
     pub(crate) downloads: Arc<Downloads>,
     pub(crate) events: Events,
+    pub(crate) containers: Containers,
+    /// Held by a prune of containers.
+    pub(crate) container_prune_turn: Semaphore,
     /// Held by a prune of images.
     pub(crate) prune_turn: Semaphore,
     /// Held by whoever empties the trash.
@@ -50,10 +53,13 @@ impl Engine {
             registry,
             downloads: Arc::new(Downloads::new(config.limits.concurrent_downloads_max)),
             events: Events::default(),
+            containers: Containers::default(),
+            container_prune_turn: Semaphore::new(1),
             prune_turn: Semaphore::new(1),
             trash_turn: Arc::new(Semaphore::new(1)),
             config,
         });
+        engine.adopt_all().await?;
         // What the last owner has left in the trash.
         engine.empty_trash_later();
         Ok(engine)
@@ -68,8 +74,8 @@ impl Engine {
         self.door.enter("close the store", move || store.close().map_err(store_error("close the store"))).await
     }
 
-    pub(crate) fn is_running(&self, _container: &str) -> bool {
-        false
+    pub(crate) fn is_running(&self, container: &str) -> bool {
+        self.containers.get(container).is_some_and(|container| container.live().state.status.is_running())
     }
 
     /// Loads the images of an archive (docker-archive or OCI layout, plain), which arrives in pieces; `Err` from the
@@ -88,132 +94,6 @@ impl Engine {
     }
 
     // Containers.
-
-    /// Creates a container.
-    ///
-    /// # Errors
-    /// `NoSuchImage` if the image is missing (and for nothing else); `NameInUse`; `InvalidParameter`;
-    /// `NotImplemented` for each field that is not honoured yet, by name.
-    pub async fn create_container(self: &Arc<Self>, request: CreateRequest) -> Result<Created, EngineError> {
-        let _ = request;
-        Err(EngineError::not_implemented("container create"))
-    }
-
-    /// All containers in any state, newest first. Sizes are filled in if `sizes`.
-    ///
-    /// # Errors
-    /// Of the store.
-    pub async fn containers(self: &Arc<Self>, sizes: bool) -> Result<Vec<ContainerDetails>, EngineError> {
-        let _ = sizes;
-        Err(EngineError::not_implemented("container list"))
-    }
-
-    /// One container, by ID, name or unique prefix of an ID.
-    ///
-    /// # Errors
-    /// `NoSuchContainer`, `AmbiguousPrefix`.
-    pub async fn container(self: &Arc<Self>, name: &str, sizes: bool) -> Result<ContainerDetails, EngineError> {
-        let _ = (name, sizes);
-        Err(EngineError::not_implemented("container inspect"))
-    }
-
-    /// Starts a container; returns when its program has been executed.
-    ///
-    /// # Errors
-    /// `AlreadyStarted`; `StartFailed` in the words that decide a client's exit code.
-    pub async fn start_container(self: &Arc<Self>, name: &str) -> Result<(), EngineError> {
-        let _ = name;
-        Err(EngineError::not_implemented("container start"))
-    }
-
-    /// Registers a wait; it is in force when this returns.
-    ///
-    /// # Errors
-    /// `NoSuchContainer`.
-    pub async fn wait_container(
-        self: &Arc<Self>,
-        name: &str,
-        condition: WaitCondition,
-    ) -> Result<ExitWait, EngineError> {
-        let _ = (name, condition);
-        Err(EngineError::not_implemented("container wait"))
-    }
-
-    /// Stops a container, by its signal and then by SIGKILL.
-    ///
-    /// # Errors
-    /// `AlreadyStopped`.
-    pub async fn stop_container(self: &Arc<Self>, name: &str, request: StopRequest) -> Result<(), EngineError> {
-        let _ = (name, request);
-        Err(EngineError::not_implemented("container stop"))
-    }
-
-    /// Stops a container if it runs, and starts it.
-    ///
-    /// # Errors
-    /// As stop and start.
-    pub async fn restart_container(self: &Arc<Self>, name: &str, request: StopRequest) -> Result<(), EngineError> {
-        let _ = (name, request);
-        Err(EngineError::not_implemented("container restart"))
-    }
-
-    /// Sends a signal: a name with or without `SIG`, or a number; empty is SIGKILL, which waits for the end.
-    ///
-    /// # Errors
-    /// `Conflict` if it does not run; `InvalidParameter` for an unknown signal.
-    pub async fn kill_container(self: &Arc<Self>, name: &str, signal: &str) -> Result<(), EngineError> {
-        let _ = (name, signal);
-        Err(EngineError::not_implemented("container kill"))
-    }
-
-    /// Sets the size of a container's terminal.
-    ///
-    /// # Errors
-    /// `Conflict` if it does not run.
-    pub async fn resize_container(self: &Arc<Self>, name: &str, height: u16, width: u16) -> Result<(), EngineError> {
-        let _ = (name, height, width);
-        Err(EngineError::not_implemented("container resize"))
-    }
-
-    /// Reads a container's log.
-    ///
-    /// # Errors
-    /// `InvalidParameter` if neither stream is asked for; `NotImplemented` in Docker's words for the driver `none`.
-    pub async fn container_logs(self: &Arc<Self>, name: &str, request: LogsRequest) -> Result<LogStream, EngineError> {
-        let _ = (name, request);
-        Err(EngineError::not_implemented("container logs"))
-    }
-
-    /// Connects to a container's streams; one that has not been started yet may be attached to, and loses no byte.
-    ///
-    /// # Errors
-    /// `Conflict` if it is paused or restarting.
-    pub async fn attach_container(
-        self: &Arc<Self>,
-        name: &str,
-        request: AttachRequest,
-    ) -> Result<Attachment, EngineError> {
-        let _ = (name, request);
-        Err(EngineError::not_implemented("container attach"))
-    }
-
-    /// Removes a container.
-    ///
-    /// # Errors
-    /// `Conflict` if it runs and `force` is not set, or if its removal is in progress.
-    pub async fn remove_container(self: &Arc<Self>, name: &str, how: RemoveContainer) -> Result<(), EngineError> {
-        let _ = (name, how);
-        Err(EngineError::not_implemented("container removal"))
-    }
-
-    /// Removes containers that do not run; gives their IDs.
-    ///
-    /// # Errors
-    /// `Conflict` if a prune is already running.
-    pub async fn prune_containers(self: &Arc<Self>, filter: PruneFilter) -> Result<Pruned<String>, EngineError> {
-        let _ = filter;
-        Err(EngineError::not_implemented("container prune"))
-    }
 
     /// A tar of a container's file system as it is now, without mounts.
     ///

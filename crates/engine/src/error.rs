@@ -141,6 +141,9 @@ pub enum EngineError {
         /// Docker's words.
         text: String,
     },
+    /// The container's log driver keeps nothing that could be read.
+    #[error("configured logging driver does not support reading")]
+    LogsUnreadable,
     /// The container is running already.
     #[error("container already started")]
     AlreadyStarted,
@@ -233,7 +236,7 @@ impl EngineError {
             Self::AlreadyStarted | Self::AlreadyStopped => Kind::NotModified,
             Self::StartFailed { kind, .. } => *kind,
             Self::Shared(error) => error.kind(),
-            Self::NotImplemented { .. } => Kind::NotImplemented,
+            Self::NotImplemented { .. } | Self::LogsUnreadable => Kind::NotImplemented,
             Self::Registry(error) => match error.docker_status() {
                 401 => Kind::Unauthorized,
                 403 => Kind::Forbidden,

@@ -47,3 +47,9 @@ pub struct DiskUsage {
     /// Bytes of all layers, each counted once.
     pub layers_bytes: u64,
 }
+
+/// The host's name.
+pub(crate) fn hostname() -> String {
+    let text = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    text.trim().to_owned()
+}

@@ -1,15 +1,28 @@
 //! Containers: what they are told (`config`, `host_config`), which of it is honoured (`honour`, `merge`), what they are
 //! (`view`), how they are talked to (`streams`).
 
+mod attach;
 mod config;
+mod control;
+mod create;
+mod files;
 mod honour;
 mod host_config;
+mod inspect;
+mod logs;
 mod merge;
 mod name;
+mod rootfs;
+mod run;
+mod signal;
+mod spec;
+mod stored;
 mod streams;
+mod table;
 mod view;
 
 pub(crate) use name::random;
+pub(crate) use table::Containers;
 
 pub use config::{ContainerConfig, CreateRequest, Created, HealthConfig};
 pub use host_config::{DeviceMapping, HostConfig, LogConfig, Mount, PortBinding, RestartPolicy, Ulimit};

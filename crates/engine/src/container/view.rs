@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use super::config::ContainerConfig;
 use super::host_config::HostConfig;
 use crate::image::GraphDriver;
@@ -120,7 +122,7 @@ impl ContainerStatus {
 }
 
 /// An entry of `Mounts`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountPoint {
     /// `bind`, `volume`, `tmpfs`.
     pub kind: String,

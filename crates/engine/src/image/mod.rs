@@ -4,10 +4,6 @@ mod download;
 mod lookup;
 mod pull;
 mod remove;
-#[cfg(feature = "baleen-snapshotter")]
-mod unpack;
-#[cfg(not(feature = "baleen-snapshotter"))]
-#[path = "unpack_pending.rs"]
 mod unpack;
 
 use std::fmt;
@@ -15,7 +11,7 @@ use std::fmt;
 use baleen_oci::{Platform, Reference, RunConfig};
 
 pub(crate) use download::Downloads;
-pub(crate) use lookup::{find, layer_dirs, store_error};
+pub(crate) use lookup::{config, find, layer_dirs, store_error};
 
 use crate::time::Timestamp;
 

@@ -1,0 +1,112 @@
+//! List and inspect: what is known of containers at one moment.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use baleen_store::Store;
+
+use super::files::EtcFiles;
+use super::rootfs;
+use super::table::Container;
+use super::view::ContainerDetails;
+use crate::engine::Engine;
+use crate::error::EngineError;
+use crate::image;
+
+/// How deep a container's tree is measured; deeper directories do not count.
+const DEPTH_MAX: usize = 512;
+
+impl Engine {
+    /// All containers in any state, newest first. Sizes are filled in if `sizes`.
+    ///
+    /// # Errors
+    /// Of the store.
+    pub async fn containers(self: &Arc<Self>, sizes: bool) -> Result<Vec<ContainerDetails>, EngineError> {
+        let engine = Arc::clone(self);
+        self.door
+            .enter("list containers", move || {
+                Ok(engine.containers.all().iter().map(|container| engine.details(container, sizes)).collect())
+            })
+            .await
+    }
+
+    /// One container, by ID, name or unique prefix of an ID.
+    ///
+    /// # Errors
+    /// `NoSuchContainer`, `AmbiguousPrefix`.
+    pub async fn container(self: &Arc<Self>, name: &str, sizes: bool) -> Result<ContainerDetails, EngineError> {
+        let container = self.containers.find(name)?;
+        let engine = Arc::clone(self);
+        self.door.enter("inspect a container", move || Ok(engine.details(&container, sizes))).await
+    }
+
+    fn details(&self, container: &Container, sizes: bool) -> ContainerDetails {
+        let stored = &container.stored;
+        let (name, state, restart_count) = {
+            let live = container.live();
+            (live.name.clone(), live.state.clone(), live.restart_count)
+        };
+        let etc = EtcFiles::of(&self.config.exec_root, container.id());
+        let size_rw_bytes = sizes.then(|| self.upper_bytes(container));
+        ContainerDetails {
+            id: stored.id.clone(),
+            name,
+            created: stored.created,
+            path: stored.path.clone(),
+            args: stored.args.clone(),
+            image_id: stored.image_id.to_string(),
+            image_shown: image_shown(&self.store, container),
+            platform: stored.platform.clone(),
+            state,
+            restart_count,
+            config: stored.config.clone(),
+            host_config: stored.host_config.clone(),
+            graph_driver: rootfs::graph_driver(&self.store, &self.config.data_root, stored),
+            mounts: stored.mounts.clone(),
+            hosts_path: etc.hosts(),
+            hostname_path: etc.hostname(),
+            resolv_conf_path: etc.resolv_conf(),
+            log_path: container.log_path(&self.config.data_root),
+            apparmor_profile: String::new(),
+            size_root_fs_bytes: size_rw_bytes.map(|own| own + image_bytes(&self.store, container)),
+            size_rw_bytes,
+        }
+    }
+
+    /// Bytes of the files in a container's upper directory.
+    pub(crate) fn upper_bytes(&self, container: &Container) -> u64 {
+        let upper: PathBuf = self.config.data_root.join("containers").join(container.id()).join("upper");
+        tree_bytes(&upper, DEPTH_MAX)
+    }
+}
+
+/// Sums the sizes of regular files. The tree belongs to the container, which may change it meanwhile: links are not
+/// followed, and what vanishes counts nothing.
+fn tree_bytes(dir: &Path, depth: usize) -> u64 {
+    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
+    let mut bytes = 0;
+    for entry in entries.flatten() {
+        // `symlink_metadata` of the entry itself.
+        let Ok(facts) = entry.metadata() else { continue };
+        if facts.is_dir() && depth > 0 {
+            bytes += tree_bytes(&entry.path(), depth - 1);
+        } else if facts.is_file() {
+            bytes += facts.len();
+        }
+    }
+    bytes
+}
+
+fn image_bytes(store: &Store, container: &Container) -> u64 {
+    let layers = store.image(&container.stored.image_id).map(|image| image.layers).unwrap_or_default();
+    layers.iter().filter_map(|key| store.layer(key)).map(|layer| layer.unpacked_size_bytes).sum()
+}
+
+/// The name given, or the image's ID when that name has moved or gone.
+fn image_shown(store: &Store, container: &Container) -> String {
+    let stored = &container.stored;
+    match image::find(store, &stored.config.image) {
+        Ok(found) if found.image.id == stored.image_id => stored.config.image.clone(),
+        _ => stored.image_id.to_string(),
+    }
+}

@@ -1,0 +1,460 @@
+//! A run of a container: from its start, or from finding it alive, to its end.
+//!
+//! N1  The shim outlives the engine: a restart adopts what runs, and learns from `exit.json` what has ended meanwhile.
+//! N2  Desired state is durable before a start is answered; how a run ended is kept in the exec root only.
+//! N3  The root is unmounted before anybody hears of the end.
+//! N4  A start that fails leaves neither mount, process nor cgroup behind.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use baleen_runtime::client::{self, LogConfig};
+use baleen_runtime::protocol::{self, Request, Response};
+use baleen_runtime::{
+    ContainerStatus as ShimStatus, ExitRecord, FailureKind, RuntimeError, Shim, ShimConfig, StartFailure,
+};
+use baleen_store::{Desired, StoreError};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::files::EtcFiles;
+use super::stored::StoredContainer;
+use super::table::{Attaching, Container};
+use super::view::ContainerStatus;
+use super::{honour, rootfs, signal, spec};
+use crate::door::to_its_end;
+use crate::engine::Engine;
+use crate::error::{EngineError, Kind};
+use crate::events::EventType;
+use crate::image::store_error;
+use crate::time::Timestamp;
+
+impl Engine {
+    /// Starts a container; returns when its program has been executed.
+    ///
+    /// # Errors
+    /// `AlreadyStarted`; `StartFailed` in the words that decide a client's exit code.
+    pub async fn start_container(self: &Arc<Self>, name: &str) -> Result<(), EngineError> {
+        let container = self.containers.find(name)?;
+        let engine = Arc::clone(self);
+        to_its_end("start a container", async move { engine.start(&container).await }).await
+    }
+
+    pub(crate) async fn start(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), EngineError> {
+        let turn = Arc::clone(&container.turn).acquire_owned().await.map_err(|_| EngineError::ShuttingDown)?;
+        {
+            let live = container.live();
+            if live.is_removing {
+                return Err(EngineError::conflict("container is marked for removal and cannot be started"));
+            }
+            match live.state.status {
+                ContainerStatus::Running | ContainerStatus::Restarting => return Err(EngineError::AlreadyStarted),
+                ContainerStatus::Paused => {
+                    return Err(EngineError::conflict("cannot start a paused container, try unpause instead"));
+                }
+                _ => {}
+            }
+        }
+        let (engine, starting) = (Arc::clone(self), Arc::clone(container));
+        let started = self.door.enter("start a container", move || engine.run(&starting)).await;
+        match started {
+            Ok(shim) => {
+                self.container_event(container, "start", &[]);
+                self.watch(container, shim);
+                Ok(())
+            }
+            Err(error) => {
+                {
+                    let mut live = container.live();
+                    live.attaching.clear();
+                    if let EngineError::StartFailed { exit_code, .. } = &error {
+                        live.state.exit_code = *exit_code;
+                        live.state.error = error.to_string();
+                    }
+                }
+                container.wake(false);
+                drop(turn);
+                if container.stored.host_config.auto_remove
+                    && let Err(error) = self.remove(container).await
+                {
+                    tracing::warn!(
+                        container = container.id(),
+                        error = error.chain(),
+                        "cannot remove after a failed start"
+                    );
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Mounts, creates, starts and records. Blocking.
+    fn run(&self, container: &Arc<Container>) -> Result<Shim, EngineError> {
+        let stored = &container.stored;
+        let run_dir = container.run_dir(&self.config.exec_root);
+        // What the last run has left: its exit record, and whatever a killed shim could not clean up.
+        client::clean_up(&run_dir).map_err(|error| runtime_error("clean up after the last run", error))?;
+        let etc = EtcFiles::of(&self.config.exec_root, container.id());
+        etc.make(stored)?;
+        let cgroup_parent = self.config.cgroup_parent.as_deref();
+        let spec = spec::container_spec(stored, &etc, cgroup_parent, spec::Sources::Make)?;
+        let root = rootfs::mount(&self.store, &self.config.data_root, stored)?;
+        let mut config = ShimConfig::new(run_dir.clone(), root, spec);
+        config.program.clone_from(&self.config.shim_binary);
+        config.log = container.log_path(&self.config.data_root).map(|path| log_config(stored, &path));
+        let started = self.spawn(container, &config);
+        if started.is_err() {
+            // Each failure beside the first cause, which is what the caller hears.
+            for cleaned in [
+                client::clean_up(&run_dir).map_err(|error| runtime_error("clean up after a failed start", error)),
+                rootfs::unmount(&self.store, container.id()),
+            ] {
+                if let Err(error) = cleaned {
+                    tracing::warn!(
+                        container = container.id(),
+                        error = error.chain(),
+                        "a failed start left something behind"
+                    );
+                }
+            }
+        }
+        started
+    }
+
+    fn spawn(&self, container: &Arc<Container>, config: &ShimConfig) -> Result<Shim, EngineError> {
+        let stored = &container.stored;
+        let shim = Shim::spawn(config).map_err(start_error)?;
+        let outcome = (|| {
+            let [height, width] = stored.host_config.console_size;
+            if stored.tty() && height > 0 && width > 0 {
+                let (height, width) = (clamp(height), clamp(width));
+                shim.resize(height, width).map_err(|error| runtime_error("set the size of the terminal", error))?;
+            }
+            // Attached before the program runs, so that no byte is lost.
+            let attaching = std::mem::take(&mut container.live().attaching);
+            for Attaching { options, stream } in attaching {
+                if !stream.is_closed() {
+                    let connected = shim.attach(options).map_err(|error| runtime_error("attach", error))?;
+                    let _ = stream.send(connected); // A client that has gone wants nothing.
+                }
+            }
+            let started = shim.start().map_err(start_error)?;
+            self.desire(container, Desired::Running)?;
+            Ok(started)
+        })();
+        match outcome {
+            Ok(started) => {
+                let mut live = container.live();
+                live.shim = Some(shim.clone());
+                live.state.status = ContainerStatus::Running;
+                live.state.pid = u32::try_from(started.pid).unwrap_or(0);
+                live.state.started_at = Timestamp::parse_rfc3339(&started.started_at).unwrap_or_else(Timestamp::now);
+                live.state.finished_at = Timestamp::ZERO;
+                (live.state.exit_code, live.state.oom_killed) = (0, false);
+                live.state.error.clear();
+                Ok(shim)
+            }
+            Err(error) => {
+                if let Err(left) = shim.delete() {
+                    tracing::warn!(container = container.id(), error = %left, "a failed start left its shim behind");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Records what a container should be doing, if that is news. Blocking.
+    pub(crate) fn desire(&self, container: &Container, desired: Desired) -> Result<(), EngineError> {
+        let fact = self.store.container(container.id());
+        let Some(mut fact) = fact else {
+            return Err(EngineError::NoSuchContainer { name: container.id().to_owned() });
+        };
+        fact.desired = desired;
+        match self.store.change_container(fact) {
+            Ok(()) => {}
+            // With a log that takes no more, containers can still be stopped (the error table of the store).
+            Err(error @ (StoreError::WritesStopped | StoreError::Io { .. })) if desired == Desired::Stopped => {
+                tracing::error!(container = container.id(), error = %error, "the stop is not recorded");
+            }
+            Err(error) => return Err(store_error("record what the container should be doing")(error)),
+        }
+        container.live().desired = desired;
+        Ok(())
+    }
+
+    pub(crate) fn container_event(&self, container: &Container, action: &str, extra: &[(&str, String)]) {
+        let mut attributes = container.stored.event_attributes(&container.name());
+        attributes.extend(extra.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
+        self.events.send(EventType::Container, action, container.id(), attributes);
+    }
+
+    /// Waits in the background for the end of a run.
+    fn watch(self: &Arc<Self>, container: &Arc<Container>, shim: Shim) {
+        let (engine, container) = (Arc::clone(self), Arc::clone(container));
+        drop(tokio::spawn(async move {
+            let record = match exit_of(&shim).await {
+                Ok(record) => Some(record),
+                Err(error) => {
+                    tracing::warn!(
+                        container = container.id(),
+                        error = error.chain(),
+                        "the shim ended without recording an exit"
+                    );
+                    None
+                }
+            };
+            engine.ended(&container, record).await;
+        }));
+    }
+
+    /// Applies the end of a run (N3).
+    async fn ended(self: &Arc<Self>, container: &Arc<Container>, record: Option<ExitRecord>) {
+        let Ok(turn) = Arc::clone(&container.turn).acquire_owned().await else { return };
+        let (engine, ending) = (Arc::clone(self), Arc::clone(container));
+        let had_record = record.is_some();
+        let cleaned = self
+            .door
+            .enter("clean up after a container", move || {
+                if !had_record {
+                    // The shim was killed: whatever it held must not go on without anybody knowing of it.
+                    client::clean_up(&ending.run_dir(&engine.config.exec_root))
+                        .map_err(|error| runtime_error("clean up after a killed shim", error))?;
+                }
+                rootfs::unmount(&engine.store, ending.id())
+            })
+            .await;
+        if let Err(error) = cleaned {
+            tracing::warn!(container = container.id(), error = error.chain(), "cannot clean up after a container");
+        }
+        apply_exit(container, record.as_ref());
+        let (exit_code, oom_killed, seconds) = {
+            let state = &container.live().state;
+            (
+                state.exit_code,
+                state.oom_killed,
+                state.finished_at.seconds.saturating_sub(state.started_at.seconds).max(0),
+            )
+        };
+        if oom_killed {
+            self.container_event(container, "oom", &[]);
+        }
+        let extra = [("exitCode", exit_code.to_string()), ("execDuration", seconds.to_string())];
+        self.container_event(container, "die", &extra);
+        container.wake(false);
+        drop(turn);
+        if container.stored.host_config.auto_remove
+            && let Err(error) = self.remove(container).await
+        {
+            tracing::warn!(
+                container = container.id(),
+                error = error.chain(),
+                "cannot remove a container after its end"
+            );
+        }
+    }
+
+    /// Loads all containers and adopts those whose shims are alive (N1).
+    pub(crate) async fn adopt_all(self: &Arc<Self>) -> Result<(), EngineError> {
+        let engine = Arc::clone(self);
+        let found = self.door.enter("look for running containers", move || Ok(engine.find_all())).await?;
+        for (container, shim) in found {
+            match shim {
+                Some(shim) => self.watch(&container, shim),
+                None if container.stored.host_config.auto_remove && container.live().desired != Desired::Created => {
+                    if let Err(error) = self.remove(&container).await {
+                        tracing::warn!(
+                            container = container.id(),
+                            error = error.chain(),
+                            "cannot remove a container that has ended"
+                        );
+                    }
+                }
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn find_all(&self) -> Vec<(Arc<Container>, Option<Shim>)> {
+        let mut found = Vec::new();
+        for fact in self.store.containers() {
+            let stored = match StoredContainer::load(&self.store, &fact.id) {
+                Ok(stored) => stored,
+                Err(error) => {
+                    // One that cannot be read must not keep the others from being served.
+                    tracing::error!(
+                        container = fact.id,
+                        error = error.chain(),
+                        "a container cannot be loaded; run `baleen fsck`"
+                    );
+                    continue;
+                }
+            };
+            let container = self.containers.insert(Container::new(stored, fact.name, fact.desired));
+            let shim = self.find_shim(&container);
+            if shim.is_none()
+                && let Err(error) = rootfs::unmount(&self.store, container.id())
+            {
+                tracing::warn!(
+                    container = container.id(),
+                    error = error.chain(),
+                    "cannot unmount what a container has left"
+                );
+            }
+            found.push((container, shim));
+        }
+        found
+    }
+
+    /// The shim of a container that runs; else what its run directory tells of its last run.
+    fn find_shim(&self, container: &Container) -> Option<Shim> {
+        let run_dir = container.run_dir(&self.config.exec_root);
+        if !run_dir.exists() {
+            return None;
+        }
+        let state = Shim::connect(&run_dir).and_then(|shim| shim.state().map(|state| (shim, state)));
+        match state {
+            Ok((shim, state)) if matches!(state.status, ShimStatus::Running | ShimStatus::Paused) => {
+                let mut live = container.live();
+                live.state.status = match state.status {
+                    ShimStatus::Paused => ContainerStatus::Paused,
+                    _ => ContainerStatus::Running,
+                };
+                live.state.pid = u32::try_from(state.pid).unwrap_or(0);
+                live.state.exit_code = 0;
+                live.state.started_at =
+                    state.started_at.as_deref().and_then(Timestamp::parse_rfc3339).unwrap_or(Timestamp::ZERO);
+                live.shim = Some(shim.clone());
+                tracing::info!(container = container.id(), pid = state.pid, "adopted a running container");
+                Some(shim)
+            }
+            // The engine was killed in the middle of its start: it has not been answered, so it has not happened.
+            Ok((shim, state)) if state.status == ShimStatus::Created => {
+                if let Err(error) = shim.delete() {
+                    tracing::warn!(container = container.id(), error = %error, "cannot undo a start that was cut");
+                }
+                None
+            }
+            _ => {
+                match client::read_exit(&run_dir) {
+                    Ok(Some(record)) => apply_exit(container, Some(&record)),
+                    Ok(None) => {
+                        if let Err(error) = client::clean_up(&run_dir) {
+                            tracing::warn!(container = container.id(), error = %error, "cannot clean up after a killed shim");
+                        }
+                    }
+                    Err(error) => {
+                        tracing::warn!(container = container.id(), error = %error, "the exit record cannot be read")
+                    }
+                }
+                None
+            }
+        }
+    }
+}
+
+fn clamp(cells: u32) -> u16 {
+    u16::try_from(cells).unwrap_or(u16::MAX)
+}
+
+fn log_config(stored: &StoredContainer, path: &Path) -> LogConfig {
+    let mut log = LogConfig::new(path.to_owned());
+    let options = &stored.host_config.log_config.config;
+    log.max_bytes = options.get("max-size").and_then(|text| honour::parse_size(text)).filter(|bytes| *bytes > 0);
+    log.max_files = stored.log_files_max();
+    log
+}
+
+/// What a container is after its run; without a record it is taken for killed.
+fn apply_exit(container: &Container, record: Option<&ExitRecord>) {
+    let mut live = container.live();
+    live.shim = None;
+    live.state.status = ContainerStatus::Exited;
+    live.state.pid = 0;
+    let time = |text: &str| Timestamp::parse_rfc3339(text);
+    match record {
+        Some(record) => {
+            live.state.exit_code = record.exit_code;
+            live.state.oom_killed = record.oom_killed;
+            if let Some(started_at) = record.started_at.as_deref().and_then(time) {
+                live.state.started_at = started_at;
+            }
+            live.state.finished_at = time(&record.finished_at).unwrap_or_else(Timestamp::now);
+            if let Some(failure) = &record.failure {
+                live.state.error.clone_from(&failure.message);
+            }
+        }
+        None => {
+            live.state.exit_code = 128 + signal::SIGKILL;
+            live.state.finished_at = Timestamp::now();
+        }
+    }
+}
+
+/// Asks a shim for the end of its container, without a thread that waits.
+async fn exit_of(shim: &Shim) -> Result<ExitRecord, EngineError> {
+    let answer = ask(shim.dir(), &Request::Wait).await;
+    if let Ok(Response::Exited(record)) = answer {
+        return Ok(record);
+    }
+    // A shim ends soon after its container: the record says what its answer would have said.
+    let dir = shim.dir().to_owned();
+    let read = tokio::task::spawn_blocking(move || client::read_exit(&dir)).await;
+    let read = read.map_err(|error| crate::door::ended("read an exit record", &error))?;
+    match read.map_err(|error| runtime_error("read the exit record", error))? {
+        Some(record) => Ok(record),
+        None => Err(runtime_error("wait for the container", RuntimeError::ShimGone { dir: shim.dir().to_owned() })),
+    }
+}
+
+async fn ask(dir: &Path, request: &Request) -> std::io::Result<Response> {
+    use std::io::{Error, ErrorKind};
+    let stream = client::connect_socket(dir)?;
+    stream.set_nonblocking(true)?;
+    let mut stream = tokio::net::UnixStream::from_std(stream)?;
+    stream.write_all(&protocol::encode_request(request)).await?;
+    let mut head = [0; 4];
+    stream.read_exact(&mut head).await?;
+    let length = u32::from_le_bytes(head) as usize;
+    if length > protocol::CONTROL_BYTES_MAX {
+        return Err(Error::from(ErrorKind::InvalidData));
+    }
+    let mut json = vec![0; length];
+    stream.read_exact(&mut json).await?;
+    protocol::decode_response(&json).map_err(|error| Error::new(ErrorKind::InvalidData, error))
+}
+
+pub(crate) fn runtime_error(action: &'static str, error: RuntimeError) -> EngineError {
+    EngineError::part(action, error)
+}
+
+/// A failed start in Docker's words: clients take their exit code from them.
+fn start_error(error: RuntimeError) -> EngineError {
+    let RuntimeError::Start(StartFailure { kind, message, .. }) = error else {
+        let text = format!("failed to create task for container: {}", chain(&error));
+        return EngineError::StartFailed { text, exit_code: 128, kind: Kind::System };
+    };
+    let status = match kind {
+        FailureKind::ExecFormat | FailureKind::Other => Kind::System,
+        _ => Kind::InvalidParameter,
+    };
+    let text = match kind {
+        // Clients look for it at the very end.
+        FailureKind::ExecFormat => format!("failed to create task for container: OCI runtime create failed: {message}"),
+        FailureKind::UnknownUser | FailureKind::Invalid | FailureKind::BindSourceMissing => message,
+        FailureKind::NotADirectory => format!(
+            "failed to create task for container: OCI runtime create failed: {message}: Are you trying to mount a directory onto a file (or vice-versa)? Check if the specified host path exists and is the expected type: unknown"
+        ),
+        _ => format!("failed to create task for container: OCI runtime create failed: {message}: unknown"),
+    };
+    EngineError::StartFailed { text, exit_code: kind.exit_code(), kind: status }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,250 @@
+//! From a stored container to what the runtime is told.
+
+use std::path::{Path, PathBuf};
+
+use baleen_runtime::spec::{
+    ContainerSpec, DeviceSpec, MountKind, MountSpec, NamespaceMode, Resources, SeccompProfile, Ulimit, check_target,
+};
+
+use super::files::EtcFiles;
+use super::honour::{self, Bind, SecurityOption, clean_target};
+use super::host_config::{HostConfig, Mount};
+use super::merge;
+use super::stored::StoredContainer;
+use super::view::MountPoint;
+use crate::error::EngineError;
+
+/// Whether missing sources of binds are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sources {
+    Make,
+    Leave,
+}
+
+/// What the runtime is told of this container.
+pub(crate) fn container_spec(
+    stored: &StoredContainer,
+    etc: &EtcFiles,
+    default_cgroup_parent: Option<&str>,
+    sources: Sources,
+) -> Result<ContainerSpec, EngineError> {
+    let (config, host) = (&stored.config, &stored.host_config);
+    let mut args = vec![stored.path.clone()];
+    args.extend(stored.args.iter().cloned());
+    let mut spec = ContainerSpec {
+        id: stored.id.clone(),
+        args,
+        env: merge::environment(config),
+        cwd: config.working_dir.clone(),
+        user: config.user.clone(),
+        group_add: host.group_add.clone().unwrap_or_default(),
+        hostname: config.hostname.clone(),
+        domainname: config.domainname.clone(),
+        tty: config.tty,
+        open_stdin: config.open_stdin,
+        stdin_once: config.stdin_once,
+        privileged: host.privileged,
+        readonly_rootfs: host.readonly_rootfs,
+        cap_add: host.cap_add.clone().unwrap_or_default(),
+        cap_drop: host.cap_drop.clone().unwrap_or_default(),
+        masked_paths: host.masked_paths.clone(),
+        readonly_paths: host.readonly_paths.clone(),
+        mounts: mounts(host, etc, sources)?,
+        devices: devices(host),
+        device_cgroup_rules: host.device_cgroup_rules.clone().unwrap_or_default(),
+        resources: resources(host),
+        ulimits: ulimits(host),
+        oom_score_adj: (host.oom_score_adj != 0).then_some(host.oom_score_adj.clamp(-1000, 1000) as i32),
+        shm_size_bytes: u64::try_from(host.shm_size).unwrap_or(0),
+        sysctls: host.sysctls.clone().unwrap_or_default(),
+        network: namespace(if config.network_disabled { "none" } else { &host.network_mode }),
+        pid: namespace(&host.pid_mode),
+        ipc: namespace(&host.ipc_mode),
+        uts: namespace(&host.uts_mode),
+        cgroupns: (!host.cgroupns_mode.is_empty()).then(|| namespace(&host.cgroupns_mode)),
+        cgroup_parent: cgroup_parent(&host.cgroup_parent, default_cgroup_parent),
+        ..ContainerSpec::default()
+    };
+    for option in host.security_opt.iter().flatten() {
+        match honour::security_option(option)? {
+            SecurityOption::NoNewPrivileges(set) => spec.no_new_privileges = set,
+            SecurityOption::Seccomp(profile) => {
+                spec.seccomp = match profile.as_str() {
+                    "unconfined" => SeccompProfile::Unconfined,
+                    "builtin" | "default" => SeccompProfile::Default,
+                    _ => SeccompProfile::Profile(profile),
+                }
+            }
+            SecurityOption::SystemPathsUnconfined => {
+                (spec.masked_paths, spec.readonly_paths) = (Some(Vec::new()), Some(Vec::new()));
+            }
+            SecurityOption::Nothing => {}
+        }
+    }
+    Ok(spec)
+}
+
+fn namespace(mode: &str) -> NamespaceMode {
+    if mode == "host" { NamespaceMode::Host } else { NamespaceMode::Private }
+}
+
+fn cgroup_parent(own: &str, default: Option<&str>) -> String {
+    match (own, default) {
+        ("", Some(default)) => default.to_owned(),
+        (own, _) => own.to_owned(),
+    }
+}
+
+fn devices(host: &HostConfig) -> Vec<DeviceSpec> {
+    let device = |device: &super::DeviceMapping| DeviceSpec {
+        path_on_host: device.path_on_host.clone(),
+        path_in_container: match device.path_in_container.as_str() {
+            "" => device.path_on_host.clone(),
+            path => path.to_owned(),
+        },
+        permissions: match device.cgroup_permissions.as_str() {
+            "" => "rwm".to_owned(),
+            permissions => permissions.to_owned(),
+        },
+    };
+    host.devices.iter().flatten().map(device).collect()
+}
+
+fn ulimits(host: &HostConfig) -> Vec<Ulimit> {
+    let ulimit = |limit: &super::Ulimit| Ulimit { name: limit.name.clone(), soft: limit.soft, hard: limit.hard };
+    host.ulimits.iter().flatten().map(ulimit).collect()
+}
+
+fn resources(host: &HostConfig) -> Resources {
+    fn some(value: i64) -> Option<i64> {
+        (value != 0).then_some(value)
+    }
+    fn unsigned(value: i64) -> Option<u64> {
+        u64::try_from(value).ok().filter(|value| *value != 0)
+    }
+    Resources {
+        memory_bytes: some(host.memory),
+        memory_swap_bytes: some(host.memory_swap),
+        memory_reservation_bytes: some(host.memory_reservation),
+        memory_swappiness: host.memory_swappiness.and_then(|value| u64::try_from(value).ok()),
+        oom_kill_disable: host.oom_kill_disable == Some(true),
+        cpu_shares: unsigned(host.cpu_shares),
+        cpu_quota_us: some(host.cpu_quota),
+        cpu_period_us: unsigned(host.cpu_period),
+        nano_cpus: some(host.nano_cpus),
+        cpuset_cpus: host.cpuset_cpus.clone(),
+        cpuset_mems: host.cpuset_mems.clone(),
+        pids_limit: host.pids_limit.filter(|limit| *limit > 0),
+        blkio_weight: (host.blkio_weight != 0).then_some(host.blkio_weight),
+    }
+}
+
+/// Binds and tmpfs of the request, and the three files of ours that it does not cover.
+fn mounts(host: &HostConfig, etc: &EtcFiles, sources: Sources) -> Result<Vec<MountSpec>, EngineError> {
+    let mut mounts = Vec::new();
+    for bind in host.binds.iter().flatten() {
+        let bind = Bind::parse(bind)?;
+        if sources == Sources::Make {
+            make_source(Path::new(&bind.source))?;
+        }
+        mounts.push(bind_mount(bind.source, bind.target, bind.readonly, bind.propagation, false));
+    }
+    for mount in host.mounts.iter().flatten() {
+        mounts.push(typed_mount(mount, sources)?);
+    }
+    for (target, options) in host.tmpfs.iter().flatten() {
+        let kind = MountKind::Tmpfs { options: options.clone() };
+        mounts.push(MountSpec { kind, target: clean_target(target)?, readonly: false });
+    }
+    let ours =
+        [("/etc/hosts", etc.hosts()), ("/etc/hostname", etc.hostname()), ("/etc/resolv.conf", etc.resolv_conf())];
+    for (target, source) in ours {
+        if !mounts.iter().any(|mount| mount.target == target) {
+            let source = source.to_string_lossy().into_owned();
+            mounts.push(bind_mount(source, target.to_owned(), false, String::new(), false));
+        }
+    }
+    Ok(mounts)
+}
+
+fn bind_mount(source: String, target: String, readonly: bool, propagation: String, non_recursive: bool) -> MountSpec {
+    let kind = MountKind::Bind { source: PathBuf::from(source), propagation, non_recursive };
+    MountSpec { kind, target, readonly }
+}
+
+fn typed_mount(mount: &Mount, sources: Sources) -> Result<MountSpec, EngineError> {
+    let target = clean_target(&mount.target)?;
+    if mount.kind == "tmpfs" {
+        let mut options = Vec::new();
+        if let Some(size) = honour::option(&mount.tmpfs_options, "SizeBytes").and_then(serde_json::Value::as_i64)
+            && size > 0
+        {
+            options.push(format!("size={size}"));
+        }
+        if let Some(mode) = honour::option(&mount.tmpfs_options, "Mode").and_then(serde_json::Value::as_u64)
+            && mode > 0
+        {
+            options.push(format!("mode={mode:o}"));
+        }
+        let kind = MountKind::Tmpfs { options: options.join(",") };
+        return Ok(MountSpec { kind, target, readonly: mount.read_only });
+    }
+    let text = |key| honour::option(&mount.bind_options, key).and_then(serde_json::Value::as_str).unwrap_or_default();
+    let flag = |key| honour::option(&mount.bind_options, key) == Some(&serde_json::Value::Bool(true));
+    if flag("CreateMountpoint") && sources == Sources::Make {
+        make_source(Path::new(&mount.source))?;
+    }
+    let propagation = text("Propagation").to_owned();
+    Ok(bind_mount(mount.source.clone(), target, mount.read_only, propagation, flag("NonRecursive")))
+}
+
+/// Refuses targets that the runtime would refuse at the start.
+pub(crate) fn check_targets(spec: &ContainerSpec) -> Result<(), EngineError> {
+    for mount in &spec.mounts {
+        check_target(&mount.target).map_err(|error| EngineError::invalid(error.to_string()))?;
+    }
+    Ok(())
+}
+
+/// A missing source of a bind is made a directory, as Docker does.
+fn make_source(path: &Path) -> Result<(), EngineError> {
+    if path.symlink_metadata().is_ok() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(path).map_err(|source| EngineError::Io { action: "create", path: path.to_owned(), source })
+}
+
+/// What inspect shows under `Mounts`.
+pub(crate) fn mount_points(host: &HostConfig) -> Result<Vec<MountPoint>, EngineError> {
+    let mut points = Vec::new();
+    for bind in host.binds.iter().flatten() {
+        let bind = Bind::parse(bind)?;
+        points.push(MountPoint {
+            kind: "bind".to_owned(),
+            name: None,
+            source: bind.source,
+            destination: bind.target,
+            driver: None,
+            mode: bind.mode,
+            writable: !bind.readonly,
+            propagation: bind.propagation,
+        });
+    }
+    for mount in host.mounts.iter().flatten() {
+        let propagation = honour::option(&mount.bind_options, "Propagation").and_then(serde_json::Value::as_str);
+        points.push(MountPoint {
+            kind: mount.kind.clone(),
+            name: None,
+            source: mount.source.clone(),
+            destination: clean_target(&mount.target)?,
+            driver: None,
+            mode: String::new(),
+            writable: !mount.read_only,
+            propagation: match (mount.kind.as_str(), propagation) {
+                ("bind", None | Some("")) => "rprivate".to_owned(),
+                (_, propagation) => propagation.unwrap_or_default().to_owned(),
+            },
+        });
+    }
+    Ok(points)
+}
