@@ -1,0 +1,269 @@
+//! Containers: list, inspect, start, stop, kill, wait, logs, attach, resize, export, remove, prune.
+
+use baleen_engine::{
+    AttachRequest, LogLine, LogsRequest, OutputStream, RemoveContainer, StopRequest, Timestamp, WaitCondition,
+};
+use bytes::Bytes;
+use serde_json::json;
+
+use super::attach::{DetachKeys, frame, pump};
+use super::filters::{ContainerFilters, Filters};
+use super::{Answer, ApiError, Call, Query};
+use crate::http::{Reply, chunks};
+use crate::json::{ContainerInspect, ContainerListItem};
+
+const RAW: &str = "application/vnd.docker.raw-stream";
+const MULTIPLEXED: &str = "application/vnd.docker.multiplexed-stream";
+/// A body of a start that says something.
+const START_BODY_BYTES_MAX: usize = 7;
+
+/// `GET /containers/json`.
+pub(crate) async fn list(call: &Call) -> Answer {
+    let mut filters = ContainerFilters::new(Filters::parse(call.query.get("filters"))?)?;
+    let limit = call.query.integer("limit")?.filter(|limit| *limit > 0);
+    let all = call.query.boolean("all", false) || limit.is_some() || filters.imply_all();
+    let containers = call.engine().containers(call.query.boolean("size", false)).await?;
+    let [before, since] = filters.bounds();
+    let before = moment(call, before.map(String::as_str).or(call.query.text("before"))).await?;
+    let since = moment(call, since.map(String::as_str).or(call.query.text("since"))).await?;
+    filters.between(before, since);
+    if !filters.ancestor_names().is_empty() {
+        let mut ids = Vec::new();
+        for name in filters.ancestor_names() {
+            // An unknown image matches nothing.
+            if let Ok(image) = call.engine().image(name).await {
+                ids.push(image.summary.id);
+            }
+        }
+        filters.of_images(ids);
+    }
+    let now = Timestamp::now();
+    let limit = limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
+    let shown = containers
+        .into_iter()
+        .filter(|container| (all || container.state.status.is_running()) && filters.fit(container))
+        .take(limit)
+        .map(|container| ContainerListItem::new(container, now));
+    super::json(200, &shown.collect::<Vec<_>>())
+}
+
+/// When the container that a filter names was created.
+async fn moment(call: &Call, name: Option<&str>) -> Result<Option<Timestamp>, ApiError> {
+    match name {
+        Some(name) => Ok(Some(call.engine().container(name, false).await?.created)),
+        None => Ok(None),
+    }
+}
+
+/// `GET /containers/{id}/json`.
+pub(crate) async fn inspect(name: &str, call: &Call) -> Answer {
+    let details = call.engine().container(name, call.query.boolean("size", false)).await?;
+    super::json(200, &ContainerInspect::from(details))
+}
+
+/// `POST /containers/{id}/start`.
+pub(crate) async fn start(name: &str, mut call: Call) -> Answer {
+    if call.query.text("checkpoint").is_some() {
+        return Err(ApiError::invalid("checkpoint is not supported by this engine"));
+    }
+    let body = call.body.all(super::JSON_BYTES_MAX).await.map_err(|error| super::body_error(&error))?;
+    if body.len() > START_BODY_BYTES_MAX {
+        return Err(ApiError::invalid(
+            "starting container with non-empty request body was deprecated since API v1.22 and removed in v1.24",
+        ));
+    }
+    call.engine().start_container(name).await?;
+    Ok(Reply::empty(204))
+}
+
+fn stop_request(query: &Query, signal_since_42: bool) -> Result<StopRequest, ApiError> {
+    let signal = query.text("signal").filter(|_| signal_since_42).map(str::to_owned);
+    Ok(StopRequest { signal, timeout_seconds: query.integer("t")? })
+}
+
+/// `POST /containers/{id}/stop`. Goes on when the client has gone.
+pub(crate) async fn stop(name: &str, call: &Call) -> Answer {
+    call.engine().stop_container(name, stop_request(&call.query, call.asked.since(42))?).await?;
+    Ok(Reply::empty(204))
+}
+
+/// `POST /containers/{id}/restart`. Goes on when the client has gone.
+pub(crate) async fn restart(name: &str, call: &Call) -> Answer {
+    call.engine().restart_container(name, stop_request(&call.query, call.asked.since(42))?).await?;
+    Ok(Reply::empty(204))
+}
+
+/// `POST /containers/{id}/kill`.
+pub(crate) async fn kill(name: &str, call: &Call) -> Answer {
+    call.engine().kill_container(name, call.query.get("signal").unwrap_or_default()).await?;
+    Ok(Reply::empty(204))
+}
+
+/// `POST /containers/{id}/wait`: the head at once, for the client starts the container once it has it.
+pub(crate) async fn wait(name: &str, call: Call) -> Answer {
+    let condition = WaitCondition::parse(call.query.get("condition").unwrap_or_default())?;
+    let wait = call.engine().wait_container(name, condition).await?;
+    let (sender, receiver) = chunks();
+    let api = call.api.clone();
+    tokio::spawn(async move {
+        let exit = tokio::select! {
+            exit = wait.finished() => exit,
+            () = sender.closed() => return,
+            () = api.ending() => return,
+        };
+        let body = match exit {
+            Ok(exit) if exit.error.is_empty() => json!({ "StatusCode": exit.code }),
+            Ok(exit) => json!({ "StatusCode": exit.code, "Error": { "Message": exit.error } }),
+            Err(error) => json!({ "StatusCode": -1, "Error": { "Message": error.chain() } }),
+        };
+        let _ = sender.send(Bytes::from(format!("{body}\n"))).await;
+    });
+    Ok(Reply::stream("application/json", receiver))
+}
+
+/// `POST /containers/{id}/resize`.
+pub(crate) async fn resize(name: &str, call: &Call) -> Answer {
+    let size = |key: &str, word: &str| {
+        let text = call.query.get(key).unwrap_or_default();
+        let number = text
+            .parse::<u32>()
+            .map_err(|_| ApiError::invalid(format!("invalid resize {word} \"{text}\": invalid syntax")))?;
+        Ok::<_, ApiError>(u16::try_from(number).unwrap_or(u16::MAX))
+    };
+    call.engine().resize_container(name, size("h", "height")?, size("w", "width")?).await?;
+    Ok(Reply::empty(200))
+}
+
+/// `POST /containers/{id}/attach`.
+pub(crate) async fn attach(name: &str, call: Call) -> Answer {
+    let query = &call.query;
+    let keys = DetachKeys::parse(query.text("detachKeys"))?;
+    let request = AttachRequest {
+        logs: query.boolean("logs", false),
+        stream: query.boolean("stream", false),
+        stdin: query.boolean("stdin", false),
+        stdout: query.boolean("stdout", false),
+        stderr: query.boolean("stderr", false),
+    };
+    let attachment = call.engine().attach_container(name, request).await?;
+    let multiplexed = !attachment.tty && call.asked.since(42) && call.head.wants_upgrade();
+    let keys = attachment.tty.then_some(keys);
+    let api = call.api.clone();
+    Ok(Reply::hijack(if multiplexed { MULTIPLEXED } else { RAW }, move |hijacked| async move {
+        tokio::select! {
+            () = pump(hijacked, attachment, keys) => {}
+            () = api.ending() => {}
+        }
+    }))
+}
+
+/// `GET /containers/{id}/logs`.
+pub(crate) async fn logs(name: &str, call: Call) -> Answer {
+    let query = &call.query;
+    let time = |key: &str| match query.text(key) {
+        None | Some("0") => Ok(None),
+        Some(text) => {
+            let bad = || ApiError::invalid(format!("invalid value for \"{key}\": \"{text}\""));
+            Query::read_time(text).map(Some).ok_or_else(bad)
+        }
+    };
+    let request = LogsRequest {
+        stdout: query.boolean("stdout", false),
+        stderr: query.boolean("stderr", false),
+        follow: query.boolean("follow", false),
+        tail: query.get("tail").and_then(|tail| tail.parse().ok()),
+        since: time("since")?,
+        until: time("until")?,
+    };
+    if !request.stdout && !request.stderr {
+        return Err(ApiError::invalid("Bad parameters: you must choose at least one stream"));
+    }
+    if query.boolean("details", false) {
+        // The details are what `log-opts` choose, and none of them can be set.
+        tracing::debug!("log details are empty");
+    }
+    let timestamps = query.boolean("timestamps", false);
+    let mut log = call.engine().container_logs(name, request).await?;
+    let content_type = if !log.tty && call.asked.since(42) { MULTIPLEXED } else { RAW };
+    let (sender, receiver) = chunks();
+    let api = call.api.clone();
+    tokio::spawn(async move {
+        loop {
+            let line = tokio::select! {
+                line = log.next() => line,
+                () = sender.closed() => return,
+                () = api.ending() => return,
+            };
+            let bytes = match line {
+                None => return,
+                Some(Ok(line)) => render(&line, timestamps, log.tty),
+                Some(Err(error)) => {
+                    let text = format!("Error grabbing logs: {}\n", error.chain());
+                    if log.tty { text.into() } else { frame(3, text.as_bytes()) }
+                }
+            };
+            if sender.send(bytes).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(Reply::stream(content_type, receiver))
+}
+
+fn render(line: &LogLine, timestamps: bool, raw: bool) -> Bytes {
+    let mut text = Vec::with_capacity(line.bytes.len() + 32);
+    if timestamps {
+        text.extend_from_slice(line.time.to_rfc3339_fixed().as_bytes());
+        text.push(b' ');
+    }
+    text.extend_from_slice(&line.bytes);
+    match line.stream {
+        _ if raw => text.into(),
+        OutputStream::Stdout => frame(1, &text),
+        OutputStream::Stderr => frame(2, &text),
+    }
+}
+
+/// `GET /containers/{id}/export`.
+pub(crate) async fn export(name: &str, call: Call) -> Answer {
+    let mut export = call.engine().export_container(name).await?;
+    // An error before the first byte is a plain refusal.
+    let first = export.next().await.transpose()?;
+    let (sender, receiver) = chunks();
+    tokio::spawn(async move {
+        let mut next = first;
+        while let Some(piece) = next {
+            if sender.send(piece).await.is_err() {
+                return;
+            }
+            next = match export.next().await {
+                Some(Ok(piece)) => Some(piece),
+                None => None,
+                Some(Err(error)) => {
+                    // The archive has no place for an error: it stays without its end, which readers notice.
+                    tracing::error!(error = error.chain(), "an export broke off");
+                    None
+                }
+            };
+        }
+    });
+    Ok(Reply::stream("application/octet-stream", receiver))
+}
+
+/// `DELETE /containers/{id}`.
+pub(crate) async fn remove(name: &str, call: &Call) -> Answer {
+    if call.query.boolean("link", false) {
+        return Err(ApiError::not_implemented("removal of a link"));
+    }
+    let how = RemoveContainer { force: call.query.boolean("force", false), volumes: call.query.boolean("v", false) };
+    call.engine().remove_container(name, how).await?;
+    Ok(Reply::empty(204))
+}
+
+/// `POST /containers/prune`.
+pub(crate) async fn prune(call: &Call) -> Answer {
+    let filter = Filters::parse(call.query.get("filters"))?.prune(false)?;
+    let done = call.engine().prune_containers(filter).await?;
+    let deleted = (!done.deleted.is_empty()).then_some(done.deleted);
+    super::json(200, &json!({ "ContainersDeleted": deleted, "SpaceReclaimed": done.reclaimed_bytes }))
+}

@@ -1,0 +1,149 @@
+//! Which handler answers which path. Names in paths may hold slashes, so routes are told by what stands before and after.
+
+use crate::api::error::ApiError;
+use crate::api::{Answer, Call, containers, create, excluded, images, system};
+use crate::http::Method;
+
+use Method::{Delete, Get, Head, Post, Put};
+
+/// Answers a request for a decoded path without its version.
+pub(crate) async fn dispatch(path: &str, call: Call) -> Answer {
+    let method = call.head.method;
+    match (method, path) {
+        (Get | Head, "/_ping") => Ok(system::ping(method)),
+        (Get, "/version") => system::version(&call),
+        (Get, "/info") => system::info(&call).await,
+        (Get, "/events") => system::events(call).await,
+        (Get, "/system/df") => system::disk_usage(&call).await,
+        (Post, "/auth") => Err(ApiError::not_implemented("auth")),
+        (Post, "/commit") => Err(ApiError::not_implemented("commit")),
+        (Post, "/build") => Err(excluded::build(&call.query)),
+        (Post, "/build/prune") => Ok(system::build_prune()),
+        (Post, "/build/cancel") => Err(ApiError::not_implemented("build cancel")),
+        (Post, "/session" | "/grpc") => Err(excluded::buildkit()),
+        _ => match path.split('/').nth(1).unwrap_or_default() {
+            "containers" => container(&path["/containers".len()..], call).await,
+            "images" => image(&path["/images".len()..], call).await,
+            "exec" => Err(exec(method, &path["/exec".len()..])),
+            "networks" => network(method, &path["/networks".len()..], &call),
+            "volumes" => volume(method, &path["/volumes".len()..]),
+            "plugins" => excluded::plugins(method, &path["/plugins".len()..]),
+            "distribution" if method == Get && path.ends_with("/json") => {
+                Err(ApiError::not_implemented("distribution inspect"))
+            }
+            family => Err(excluded::swarm(method, family, path)),
+        },
+    }
+}
+
+async fn container(path: &str, call: Call) -> Answer {
+    let method = call.head.method;
+    match (method, path) {
+        (Get, "/json") => return containers::list(&call).await,
+        (Post, "/create") => return create::create(call).await,
+        (Post, "/prune") => return containers::prune(&call).await,
+        _ => {}
+    }
+    let Some(rest) = path.strip_prefix('/').filter(|rest| !rest.is_empty()) else {
+        return Err(ApiError::page_not_found());
+    };
+    if let Some((_, checkpoint)) = rest.split_once("/checkpoints")
+        && (checkpoint.is_empty() || checkpoint.starts_with('/'))
+    {
+        return Err(excluded::checkpoints());
+    }
+    if method == Delete {
+        return containers::remove(rest, &call).await;
+    }
+    if method == Get && rest.ends_with("/attach/ws") {
+        return Err(ApiError::not_implemented("attach by websocket"));
+    }
+    let Some((name, verb)) = rest.rsplit_once('/').filter(|(name, _)| !name.is_empty()) else {
+        return Err(ApiError::page_not_found());
+    };
+    match (method, verb) {
+        (Get, "json") => containers::inspect(name, &call).await,
+        (Get, "logs") => containers::logs(name, call).await,
+        (Get, "export") => containers::export(name, call).await,
+        (Get, "top" | "changes" | "stats") => Err(ApiError::not_implemented(&format!("container {verb}"))),
+        (Get | Head | Put, "archive") => Err(ApiError::not_implemented("container archive")),
+        (Post, "start") => containers::start(name, call).await,
+        (Post, "stop") => containers::stop(name, &call).await,
+        (Post, "restart") => containers::restart(name, &call).await,
+        (Post, "kill") => containers::kill(name, &call).await,
+        (Post, "wait") => containers::wait(name, call).await,
+        (Post, "resize") => containers::resize(name, &call).await,
+        (Post, "attach") => containers::attach(name, call).await,
+        (Post, "pause" | "unpause" | "rename" | "update" | "exec") => {
+            Err(ApiError::not_implemented(&format!("container {verb}")))
+        }
+        _ => Err(ApiError::page_not_found()),
+    }
+}
+
+async fn image(path: &str, call: Call) -> Answer {
+    let method = call.head.method;
+    match (method, path) {
+        (Get, "/json") => return images::list(&call).await,
+        (Get, "/search") => return Err(ApiError::not_implemented("image search")),
+        (Get, "/get") => return Err(ApiError::not_implemented("image save")),
+        (Post, "/create") => return images::create(call).await,
+        (Post, "/load") => return images::load(call).await,
+        (Post, "/prune") => return images::prune(&call).await,
+        (Post, "/delta") => return Err(ApiError::not_implemented("image delta")),
+        _ => {}
+    }
+    let Some(rest) = path.strip_prefix('/').filter(|rest| !rest.is_empty()) else {
+        return Err(ApiError::page_not_found());
+    };
+    if method == Delete {
+        return images::remove(rest, &call).await;
+    }
+    let Some((name, verb)) = rest.rsplit_once('/').filter(|(name, _)| !name.is_empty()) else {
+        return Err(ApiError::page_not_found());
+    };
+    match (method, verb) {
+        (Get, "json") => images::inspect(name, &call).await,
+        (Get, "history") => images::history(name, &call).await,
+        (Get, "get") => Err(ApiError::not_implemented("image save")),
+        (Post, "tag") => images::tag(name, &call).await,
+        (Post, "push") => Err(ApiError::not_implemented("image push")),
+        _ => Err(ApiError::page_not_found()),
+    }
+}
+
+fn exec(method: Method, path: &str) -> ApiError {
+    match (method, path.rsplit('/').next()) {
+        (Post, Some("start" | "resize")) | (Get, Some("json")) => ApiError::not_implemented("exec"),
+        _ => ApiError::page_not_found(),
+    }
+}
+
+fn network(method: Method, path: &str, call: &Call) -> Answer {
+    match (method, path) {
+        (Get, "" | "/") => system::networks(call),
+        (Post, "/create") => Err(ApiError::not_implemented("network create")),
+        (Post, "/prune") => Ok(system::network_prune()),
+        (Get, path) => system::network(path.trim_start_matches('/'), call),
+        (Delete, path) if path.len() > 1 => Err(system::network_removal(path.trim_start_matches('/'))),
+        (Post, path) if path.ends_with("/connect") => Err(ApiError::not_implemented("network connect")),
+        (Post, path) if path.ends_with("/disconnect") => Err(ApiError::not_implemented("network disconnect")),
+        _ => Err(ApiError::page_not_found()),
+    }
+}
+
+fn volume(method: Method, path: &str) -> Answer {
+    match (method, path) {
+        (Get, "" | "/") => system::volumes(),
+        (Post, "/create") => Err(ApiError::not_implemented("volume create")),
+        (Post, "/prune") => Ok(system::volume_prune()),
+        // No volume can exist before one can be made.
+        (Get | Delete, path) if path.len() > 1 => {
+            Err(ApiError::new(404, format!("get {}: no such volume", &path[1..])))
+        }
+        (Put, path) if path.len() > 1 => {
+            Err(ApiError::new(503, "volume update only valid for cluster volumes, but swarm is unavailable"))
+        }
+        _ => Err(ApiError::page_not_found()),
+    }
+}
