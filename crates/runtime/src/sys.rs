@@ -62,18 +62,23 @@ pub(crate) fn child_signal_fd() -> io::Result<OwnedFd> {
 }
 
 /// Gives every signal its default action and blocks none: what a fresh program expects. (Rust ignores SIGPIPE at its start, and an
-/// ignored signal stays ignored across exec.)
+/// ignored signal stays ignored across exec. glibc refuses to touch the two signals of its own, so the kernel is asked.)
 pub(crate) fn reset_signals() {
-    // SAFETY: an all-zero sigset_t is a valid, empty set on Linux; `set` outlives the call; the old set is not asked for. `signal` takes
-    // numbers only; for numbers that do not exist or may not be changed it fails without effect.
-    unsafe {
-        let mut set: libc::sigset_t = mem::zeroed();
-        libc::sigemptyset(&raw mut set);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const set, ptr::null_mut());
-        for signal in 1..=64 {
-            libc::signal(signal, libc::SIG_DFL);
-        }
+    const SIGNALS: libc::c_int = 64;
+    /// Length of the kernel's signal set.
+    const SET_BYTES: usize = 8;
+    // The kernel's struct sigaction (handler, flags, restorer, mask) is at most this long; all zeros mean SIG_DFL.
+    let default = [0_u64; 4];
+    for signal in 1..=SIGNALS {
+        // SAFETY: `default` is initialised, at least as long as the kernel's struct and outlives the call; the old action is not asked
+        // for. For signals that may not be changed (SIGKILL, SIGSTOP) the call fails without effect.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), ptr::null_mut::<u64>(), SET_BYTES) };
     }
+    let none = 0_u64;
+    // SAFETY: `none` is a set of the length that is passed and outlives the call; the old set is not asked for.
+    unsafe {
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const none, ptr::null_mut::<u64>(), SET_BYTES)
+    };
 }
 
 /// Replaces this process's program. Returns only if that failed.

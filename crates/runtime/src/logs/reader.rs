@@ -1,14 +1,20 @@
 //! Reads a log back: from its oldest rotated file to its newest record.
 
-use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
 use super::{LINE_BYTES_MAX, LogStream, rotated_path};
 use crate::clock;
+
+/// One read.
+const BUFFER_BYTES: usize = 16 << 10;
+/// Rotated files that are looked for.
+const FILES_MAX: u32 = 1000;
 
 /// One record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,11 +67,8 @@ impl LogQuery {
     }
 }
 
-/// The most records that `tail` keeps in memory while it reads.
-const TAIL_MAX: usize = 100_000;
-
-/// The wanted records of a log and its rotated files, and a reader that stands at the end, to follow it.
-/// With `tail`, at most 100,000.
+/// The wanted records of a log and its rotated files, and a reader that stands at the end, to follow it. Memory does not grow
+/// with the log, nor with `tail`.
 /// # Errors
 /// `NotFound` if there is no log; what the file system reports. A damaged record is no error (L3).
 pub fn read_logs(
@@ -75,25 +78,37 @@ pub fn read_logs(
     mut each: impl FnMut(LogEntry) -> io::Result<()>,
 ) -> io::Result<LogReader> {
     let mut reader = LogReader::open(path, max_files)?;
-    let Some(tail) = query.tail else {
-        while let Some(entry) = reader.next_entry()? {
-            if query.wants(&entry) {
-                each(entry)?;
-            }
+    let mut to_skip = 0;
+    match query.tail {
+        None => {}
+        // Every record counts: their number is that of the newlines, which are found from the end.
+        Some(tail)
+            if query.stdout
+                && query.stderr
+                && query.since_nanoseconds.is_none()
+                && query.until_nanoseconds.is_none() =>
+        {
+            reader.seek_to_last(tail)?;
         }
-        return Ok(reader);
-    };
-    let kept = tail.min(TAIL_MAX);
-    let mut last = VecDeque::new();
-    while let Some(entry) = reader.next_entry()? {
-        if query.wants(&entry) && kept > 0 {
-            if last.len() == kept {
-                last.pop_front();
+        // Counted in a first pass over the same files, rather than kept.
+        Some(tail) => {
+            let mut counting = reader.reopened()?;
+            let mut wanted = 0;
+            while let Some(entry) = counting.next_entry()? {
+                wanted += usize::from(query.wants(&entry));
             }
-            last.push_back(entry);
+            to_skip = wanted.saturating_sub(tail);
         }
     }
-    last.into_iter().try_for_each(&mut each)?;
+    while let Some(entry) = reader.next_entry()? {
+        if !query.wants(&entry) {
+            continue;
+        }
+        match to_skip.checked_sub(1) {
+            Some(left) => to_skip = left,
+            None => each(entry)?,
+        }
+    }
     Ok(reader)
 }
 
@@ -101,11 +116,9 @@ pub fn read_logs(
 #[derive(Debug)]
 pub struct LogReader {
     path: PathBuf,
-    /// Older files that come before the current one, the next one last.
-    older: Vec<File>,
+    /// Files that come after the one being read, the next one last.
+    later: Vec<File>,
     file: BufReader<File>,
-    /// The file being read is (or was) the current one.
-    is_current: bool,
     line: Vec<u8>,
     /// The line is longer than any record: skip to its end.
     overlong: bool,
@@ -118,20 +131,49 @@ impl LogReader {
     /// `NotFound` if there is no log.
     pub fn open(path: &Path, max_files: u32) -> io::Result<Self> {
         // Newest first, and by descriptor: a rotation in between makes a file appear twice at worst, never vanish.
-        let current = File::open(path)?;
-        let mut older: Vec<File> = Vec::new();
-        for number in 1..max_files.clamp(1, 1000) {
+        let mut files = vec![File::open(path)?];
+        for number in 1..max_files.clamp(1, FILES_MAX) {
             match File::open(rotated_path(path, number)) {
-                Ok(file) => older.push(file),
+                Ok(file) => files.push(file),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => break,
                 Err(error) => return Err(error),
             }
         }
-        older.insert(0, current);
-        let first = older.pop().ok_or(io::ErrorKind::NotFound)?;
-        let is_current = older.is_empty();
-        let file = BufReader::with_capacity(16 << 10, first);
-        Ok(Self { path: path.to_owned(), older, file, is_current, line: Vec::new(), overlong: false, skipped: 0 })
+        Self::over(path, files)
+    }
+
+    /// A reader of these files, given newest first.
+    fn over(path: &Path, mut later: Vec<File>) -> io::Result<Self> {
+        let first = later.pop().ok_or(io::ErrorKind::NotFound)?;
+        let file = BufReader::with_capacity(BUFFER_BYTES, first);
+        Ok(Self { path: path.to_owned(), later, file, line: Vec::new(), overlong: false, skipped: 0 })
+    }
+
+    /// Another reader of the very same files, at their beginning.
+    fn reopened(&self) -> io::Result<Self> {
+        let again = |file: &File| File::open(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        let files = self.later.iter().chain([self.file.get_ref()]).map(again).collect::<io::Result<Vec<_>>>()?;
+        Self::over(&self.path, files)
+    }
+
+    /// Goes to the first of the last `count` lines. Only for a reader that has read nothing yet.
+    fn seek_to_last(&mut self, count: usize) -> io::Result<()> {
+        let mut missing = count;
+        let mut newest_first = std::mem::take(&mut self.later);
+        newest_first.push(self.file.get_ref().try_clone()?);
+        for (index, file) in newest_first.iter().enumerate() {
+            let (start, found) = last_lines(file, missing)?;
+            missing -= found;
+            if missing == 0 || index + 1 == newest_first.len() {
+                let mut file = newest_first.swap_remove(index);
+                newest_first.truncate(index);
+                io::Seek::seek(&mut file, io::SeekFrom::Start(start))?;
+                self.file = BufReader::with_capacity(BUFFER_BYTES, file);
+                break;
+            }
+        }
+        self.later = newest_first;
+        Ok(())
     }
 
     /// Lines so far that were no records.
@@ -188,9 +230,8 @@ impl LogReader {
     /// Goes on to the file that follows; `false` if there is none yet.
     fn next_file(&mut self) -> io::Result<bool> {
         use std::os::unix::fs::MetadataExt;
-        if let Some(next) = self.older.pop() {
+        if let Some(next) = self.later.pop() {
             self.switch(next);
-            self.is_current = self.older.is_empty();
             return Ok(true);
         }
         // The current file: it may have been rotated away, or emptied in place.
@@ -225,8 +266,30 @@ impl LogReader {
             self.line.clear();
             self.overlong = false;
         }
-        self.file = BufReader::with_capacity(16 << 10, next);
+        self.file = BufReader::with_capacity(BUFFER_BYTES, next);
     }
+}
+
+/// Where the last `count` lines of a file begin, and how many lines there are from there to its end.
+fn last_lines(file: &File, count: usize) -> io::Result<(u64, usize)> {
+    let mut end = file.metadata()?.len();
+    let mut window = vec![0; BUFFER_BYTES];
+    let mut found = 0;
+    // A newline ends a line; the line after the one before the first wanted is where to begin.
+    while end > 0 {
+        let length = end.min(BUFFER_BYTES as u64);
+        let start = end - length;
+        let part = &mut window[..usize::try_from(length).unwrap_or(0)];
+        file.read_exact_at(part, start)?;
+        for (position, _) in part.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n') {
+            if found == count {
+                return Ok((start + position as u64 + 1, count));
+            }
+            found += 1;
+        }
+        end = start;
+    }
+    Ok((0, found))
 }
 
 fn parse(line: &[u8]) -> Option<LogEntry> {
@@ -324,6 +387,32 @@ mod tests {
         let at = |second: u32| clock::parse_rfc3339(&format!("2026-01-01T00:00:{second:02}.5Z"));
         let middle = LogQuery { since_nanoseconds: at(4), until_nanoseconds: at(6), ..all() };
         assert_eq!(texts(&path, 1, &middle).0, ["4\n", "5\n", "6\n"]);
+    }
+
+    #[test]
+    fn the_last_lines_are_found_from_the_end_through_all_files_and_followed_from_there() {
+        let dir = Dir::new("tail");
+        let path = dir.0.join("log");
+        let content = |range: std::ops::Range<u32>| {
+            range.map(|n| line(&format!("{n}{}", "x".repeat(3_000)), "stdout", n % 60)).collect::<String>()
+        };
+        fs::write(rotated_path(&path, 2), content(0..10)).unwrap();
+        fs::write(rotated_path(&path, 1), content(10..20)).unwrap();
+        fs::write(&path, content(20..30)).unwrap();
+        for tail in 0..=35 {
+            let numbers: Vec<u32> = texts(&path, 3, &LogQuery { tail: Some(tail), ..all() })
+                .0
+                .iter()
+                .map(|text| text.trim_end().trim_end_matches('x').parse().unwrap())
+                .collect();
+            let first = 30_u32.saturating_sub(u32::try_from(tail).unwrap());
+            assert_eq!(numbers, (first..30).collect::<Vec<_>>(), "tail {tail}");
+        }
+        let mut reader = read_logs(&path, 3, &LogQuery { tail: Some(0), ..all() }, |_| Ok(())).unwrap();
+        assert_eq!(reader.next_entry().unwrap(), None);
+        let mut file = fs::OpenOptions::new().append(true).open(&path).unwrap();
+        std::io::Write::write_all(&mut file, line("new", "stderr", 1).as_bytes()).unwrap();
+        assert_eq!(reader.next_entry().unwrap().unwrap().text, "new\n");
     }
 
     #[test]

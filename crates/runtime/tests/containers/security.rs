@@ -31,6 +31,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("limits_cannot_be_raised_from_inside", limits_cannot_be_raised_from_inside),
     ("devices_may_be_made_but_not_opened_unless_given", devices_may_be_made_but_not_opened_unless_given),
     ("the_program_has_three_descriptors", the_program_has_three_descriptors),
+    ("the_program_starts_with_default_signals", the_program_starts_with_default_signals),
     ("a_working_directory_through_a_descriptor_is_refused", a_working_directory_through_a_descriptor_is_refused),
     ("links_in_the_image_lead_no_mount_out", links_in_the_image_lead_no_mount_out),
     (
@@ -210,6 +211,15 @@ fn the_program_has_three_descriptors() {
     fixture.spec.tty = true;
     fixture.spec.open_stdin = true;
     assert_eq!(fixture.output(), "[0, 1, 2]\r\n");
+}
+
+fn the_program_starts_with_default_signals() {
+    let mut fixture = Fixture::new(&["grep", "-E", "^Sig(Blk|Ign|Cgt):", "/proc/self/status"]);
+    let none = "0000000000000000";
+    assert_eq!(fixture.output(), format!("SigBlk:\t{none}\nSigIgn:\t{none}\nSigCgt:\t{none}\n"));
+    fixture.spec.tty = true;
+    fixture.log = Some(baleen_runtime::client::LogConfig::new(fixture.base.join("log/terminal.log")));
+    assert_eq!(fixture.output(), format!("SigBlk:\t{none}\r\nSigIgn:\t{none}\r\nSigCgt:\t{none}\r\n"));
 }
 
 fn a_working_directory_through_a_descriptor_is_refused() {
