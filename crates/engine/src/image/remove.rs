@@ -79,8 +79,12 @@ impl Engine {
             let Ok(_turn) = engine.prune_turn.try_acquire() else {
                 return Err(EngineError::conflict("a prune operation is already running"));
             };
+            // One empties the trash at a time; who prunes waits until it is empty (R3).
+            let trash_turn = Arc::clone(&engine.trash_turn).acquire_owned().await;
             let worker = Arc::clone(&engine);
-            engine.door.enter("prune images", move || worker.prune(&filter)).await
+            let pruned = engine.door.enter("prune images", move || worker.prune(&filter)).await;
+            drop(trash_turn);
+            pruned
         })
         .await
     }
