@@ -76,7 +76,7 @@ impl ContentHasher {
         self.state.groups += 1;
         // As in a binary counter: each even step merges two subtrees of one size.
         let mut groups = self.state.groups;
-        while groups % 2 == 0 {
+        while groups.is_multiple_of(2) {
             let Some(left) = self.state.stack.pop() else { break };
             value = merge_subtrees_non_root(&left, &value, Mode::Hash);
             groups /= 2;

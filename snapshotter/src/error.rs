@@ -41,17 +41,17 @@ pub enum ExtractError {
     #[error("layer {expected} arrived as {found}; the registry or the network changed it, pull again")]
     DigestMismatch {
         /// The digest asked for.
-        expected: Digest,
+        expected: Box<Digest>,
         /// The digest of what came.
-        found: Digest,
+        found: Box<Digest>,
     },
     /// The uncompressed tar is not the one that the image's configuration names.
     #[error("layer unpacks to {found}, but the image names {expected}; the image is damaged, ask its author")]
     DiffIdMismatch {
         /// The diff ID in the image's configuration.
-        expected: DiffId,
+        expected: Box<DiffId>,
         /// The diff ID of what came.
-        found: DiffId,
+        found: Box<DiffId>,
     },
     /// The compressed stream is damaged or cannot be read.
     #[error("cannot decompress the layer")]

@@ -354,6 +354,7 @@ impl Inflater {
         if let Some(expected) = self.expected.blob {
             let found = self.blob_hasher.clone().finish();
             if found != expected {
+                let (expected, found) = (Box::new(expected), Box::new(found));
                 return Err(ExtractError::DigestMismatch { expected, found });
             }
         }
@@ -373,7 +374,8 @@ impl Inflater {
         if let Some(expected) = self.expected.diff_id
             && expected != diff_id
         {
-            return Err(ExtractError::DiffIdMismatch { expected, found: diff_id });
+            let (expected, found) = (Box::new(expected), Box::new(diff_id));
+            return Err(ExtractError::DiffIdMismatch { expected, found });
         }
         let blob = self.blob_hasher.finish();
         Ok(Verified { blob, blob_size_bytes: self.blob_bytes, compression, diff_id })

@@ -107,6 +107,15 @@ pub enum Item {
     },
 }
 
+/// A file that a recipe knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileFacts {
+    /// Size and hash of its payload.
+    pub content: Content,
+    /// Where the payload lies in it, if it is sparse.
+    pub segments: Option<Vec<Segment>>,
+}
+
 /// A node that a later entry of the same layer replaced: it went to `kept/`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Move {

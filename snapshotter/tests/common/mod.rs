@@ -1,6 +1,8 @@
 //! What the tests of this crate share: directories that go away, layers by GNU tar, and two trees compared.
 #![allow(dead_code, missing_docs, unreachable_pub, reason = "each test program uses its own part")]
 
+pub mod archive;
+
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -70,6 +72,13 @@ impl Layer {
         scratch.dir("layer");
         let disk = SystemDisk::open(scratch.path()).expect("a disk");
         Self { scratch, disk: Arc::new(disk) }
+    }
+
+    /// Empties the layer's directory.
+    pub fn reset(&self) {
+        let path = self.scratch.path().join("layer");
+        std::fs::remove_dir_all(&path).expect("the layer goes away");
+        std::fs::create_dir(&path).expect("an empty layer");
     }
 
     pub fn tree(&self) -> PathBuf {

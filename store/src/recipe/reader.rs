@@ -76,7 +76,7 @@ impl Recipe {
     ///
     /// # Errors
     /// [`RecipeError::Damaged`]; [`RecipeError::Io`].
-    pub fn find(&self, path: &[u8]) -> Result<Option<(Content, Option<Vec<Segment>>)>, RecipeError> {
+    pub fn find(&self, path: &[u8]) -> Result<Option<FileFacts>, RecipeError> {
         let key = cut(path);
         let mut files = self.frames.iter().map(|frame| frame.files).sum::<u64>();
         // The last entry of a path is the one in the tree.
@@ -93,7 +93,7 @@ impl Recipe {
             for item in items {
                 if let Item::File { path: known, content, segments } = item? {
                     if known == path && self.location(ordinal, path) == Location::Tree(path.to_vec()) {
-                        found = Some((content, segments));
+                        found = Some(FileFacts { content, segments });
                     }
                     ordinal += 1;
                 }
