@@ -128,6 +128,12 @@ impl SimulatedDisk {
         self.living().power_goes_at = Some(step);
     }
 
+    /// Ends a cut without a reboot: what was a power cut to the process was only its own end.
+    pub fn restore_power(&self) {
+        let mut living = self.living();
+        (living.power_goes_at, living.power_is_gone) = (None, false);
+    }
+
     /// Turns the disk read-only from step `step` on: changes end in `EROFS`, and so do syncs of what was not durable.
     pub fn read_only_from(&self, step: u64) {
         self.living().read_only_from = Some(step);
@@ -161,6 +167,11 @@ impl SimulatedDisk {
     /// Makes this the disk of a kernel before 5.17: a barrier does not tell of a write-back that failed before it.
     pub fn lose_barrier_errors(&self, lose: bool) {
         self.living().barrier_loses_errors = lose;
+    }
+
+    /// Lets `drop_cache` drop nothing: it is advice, and pages that somebody else holds stay.
+    pub fn keep_cache(&self, keep: bool) {
+        self.living().cache_stays = keep;
     }
 
     /// Errors so far that a sync, a barrier or a wait told of a write-back that had failed before it.

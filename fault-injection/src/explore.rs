@@ -59,7 +59,8 @@
 //! report.assert_clean();
 //! ```
 
-use std::collections::HashSet;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -159,6 +160,8 @@ pub struct Exploration {
     pub full_disk: bool,
     /// The disk turns read-only at each step.
     pub read_only: bool,
+    /// The process is killed at each step, and recovers in the same boot.
+    pub kills: bool,
     /// Each call of a recovery fails once, for the recovery from the state in which all is kept.
     pub errors_in_recovery: bool,
     /// Each barrier is skipped once, which must be convicted.
@@ -182,6 +185,7 @@ impl Default for Exploration {
             errors: vec![Errno::IO],
             full_disk: true,
             read_only: true,
+            kills: true,
             errors_in_recovery: true,
             skip_barriers: true,
             barriers_kept: Vec::new(),
@@ -199,6 +203,7 @@ impl Exploration {
             errors: Vec::new(),
             full_disk: false,
             read_only: false,
+            kills: false,
             errors_in_recovery: false,
             skip_barriers: false,
             ..Self::default()
@@ -243,7 +248,7 @@ pub struct Report {
     pub recovery_cuts: u64,
     /// States made of those.
     pub recovery_states: u64,
-    /// Runs with an error, a full or a read-only disk.
+    /// Runs with an error, a full or a read-only disk, or a killed process.
     pub error_runs: u64,
     /// Recoveries with an error.
     pub recovery_errors: u64,
@@ -375,6 +380,10 @@ pub fn replay<S: Scenario>(scenario: &S, replay: &Replay) -> Result<(), Convicti
                 disk = recording.reboot(state);
             }
             Then::Reopen => circumstances.push_str("opened again in the same boot\n"),
+            Then::ReopenCached => {
+                circumstances.push_str("opened again in the same boot, and the cache drops nothing\n");
+                disk.keep_cache(true);
+            }
             Then::ErrorInRecovery(call) => {
                 circumstances.push_str(&format!("call {call} of the recovery failed\n"));
                 disk.inject(Fault { when: When::Call(*call), errno: Errno::IO });
@@ -435,8 +444,8 @@ struct Explorer<'a, S: Scenario> {
     scenario: &'a S,
     exploration: &'a Exploration,
     prepared: Tree,
-    /// Trees and acknowledgements that were judged (X1).
-    judged: Mutex<HashSet<(u64, u64)>>,
+    /// Trees and acknowledgements that were judged (X1), and what recovery showed of each, by their hashes.
+    judged: Mutex<HashMap<(u64, u64), Option<u64>>>,
     counts: Counts,
     convictions: Mutex<Vec<Conviction>>,
 }
@@ -465,11 +474,15 @@ impl<'a, S: Scenario> Explorer<'a, S> {
             Some(Mishap::Error(step, errno)) => disk.fail_step(step, errno),
             Some(Mishap::Full(step)) => disk.full_from(step),
             Some(Mishap::ReadOnly(step)) => disk.read_only_from(step),
+            Some(Mishap::Killed(step)) => disk.cut_power_at(step),
             Some(Mishap::SkippedBarrier(number)) => disk.skip_barrier(number),
         }
         let mut journal = Journal::new(&disk);
         let result = caught(|| self.scenario.workload(&disk, &mut journal));
         disk.clear_faults();
+        if let Some(Mishap::Killed(_)) = mishap {
+            disk.restore_power(); // Only the process was gone.
+        }
         Run { mishap, recording: disk.recording(), disk, journal, result }
     }
 
@@ -492,11 +505,34 @@ impl<'a, S: Scenario> Explorer<'a, S> {
         lock(&self.convictions).push(Conviction { replay, circumstances, complaint });
     }
 
-    /// True if this tree with these acknowledgements was not judged before.
-    fn is_new(&self, tree: &Tree, acks: &[S::Ack]) -> bool {
-        let mut hasher = DefaultHasher::new();
-        acks.hash(&mut hasher);
-        lock(&self.judged).insert((tree.hash(), hasher.finish()))
+    fn key(&self, tree: &Tree, acks: &[S::Ack]) -> (u64, u64) {
+        (tree.hash(), hash_of(acks))
+    }
+
+    /// Recovers from a tree and judges it, unless it was judged before with these acknowledgements (X1). `shown` is what
+    /// must be seen then.
+    ///
+    /// # Errors
+    /// What is broken.
+    fn judge_tree(
+        &self,
+        tree: Tree,
+        acks: &[S::Ack],
+        shown: Option<&Vec<String>>,
+    ) -> Result<Option<Recovered>, String> {
+        let key = self.key(&tree, acks);
+        match (lock(&self.judged).entry(key), shown) {
+            (Entry::Vacant(entry), _) => drop(entry.insert(None)),
+            (Entry::Occupied(_), None) => return Ok(None),
+            (Entry::Occupied(entry), Some(shown)) if *entry.get() == Some(hash_of(shown)) => return Ok(None),
+            (Entry::Occupied(_), Some(_)) => {}
+        }
+        let recovered = self.recover_and_judge(&self.disk(tree), acks)?;
+        lock(&self.judged).insert(key, Some(hash_of(&recovered.facts)));
+        match shown {
+            Some(shown) if *shown != recovered.facts => Err(changed(shown, &recovered.facts)),
+            _ => Ok(Some(recovered)),
+        }
     }
 
     fn recover(&self, disk: &SimulatedDisk) -> Result<S::Opened, String> {
@@ -558,18 +594,17 @@ impl<'a, S: Scenario> Explorer<'a, S> {
 
     /// Recovers from a state and judges it, and does so again from the states of every cut of that recovery.
     fn judge_cut(&self, walk: &Walk<'_>, state: CrashState, acks: &[S::Ack], before: &Replay) {
-        let tree = walk.build(&state);
-        if self.is_done() || !self.is_new(&tree, acks) {
+        if self.is_done() {
             return;
         }
-        let disk = self.disk(tree);
         let circumstances = || format!("{}{}", in_words(before), walk.describe(&state));
-        match self.recover_and_judge(&disk, acks) {
-            Err(complaint) => self.convict(before.and(Then::Cut(state.clone())), circumstances(), complaint),
-            Ok(recovered) => {
+        match self.judge_tree(walk.build(&state), acks, None) {
+            Ok(None) => {}
+            Ok(Some(recovered)) => {
                 let before = before.and(Then::Cut(state.clone()));
                 self.judge_recovery(&recovered, acks, &before, &circumstances);
             }
+            Err(complaint) => self.convict(before.and(Then::Cut(state.clone())), circumstances(), complaint),
         }
     }
 
@@ -589,32 +624,27 @@ impl<'a, S: Scenario> Explorer<'a, S> {
             let states = walk.states(subsets);
             add(&self.counts.recovery_states, states.len());
             for state in states {
-                let tree = walk.build(&state);
-                // What was shown must be shown again, so the end of a recovery is looked at each time.
-                let was_shown = cut == recording.steps() && !recovered.facts.is_empty();
-                if self.is_done() || (!self.is_new(&tree, acks) && !was_shown) {
-                    continue;
+                if self.is_done() {
+                    return;
                 }
-                let disk = self.disk(tree);
-                let complaint = match self.recover_and_judge(&disk, acks) {
-                    Err(complaint) => complaint,
-                    Ok(again) if was_shown && again.facts != recovered.facts => changed(&recovered.facts, &again.facts),
-                    Ok(_) => continue,
-                };
+                // Cut before its end it had shown nothing.
+                let shown = (cut == recording.steps()).then_some(&recovered.facts);
+                let Err(complaint) = self.judge_tree(walk.build(&state), acks, shown) else { continue };
                 let circumstances = format!("{}\nthen, in recovery, {}", circumstances(), walk.describe(&state));
                 self.convict(before.and(Then::Cut(state)), circumstances, complaint);
             }
         }
     }
 
-    /// Every step with an error, with a full disk, with a read-only disk.
+    /// Every step with an error, with a full disk, with a read-only disk, and the last before a kill.
     fn mishaps(&self, steps: u64) {
-        let Exploration { errors, full_disk, read_only, .. } = self.exploration;
+        let Exploration { errors, full_disk, read_only, kills, .. } = self.exploration;
         let mut mishaps = Vec::new();
         for step in 0..steps {
             mishaps.extend(errors.iter().map(|errno| Mishap::Error(step, *errno)));
             mishaps.extend(full_disk.then_some(Mishap::Full(step)));
             mishaps.extend(read_only.then_some(Mishap::ReadOnly(step)));
+            mishaps.extend(kills.then_some(Mishap::Killed(step)));
         }
         self.in_parallel(mishaps.len() as u64, |numbers| {
             for number in numbers {
@@ -634,10 +664,12 @@ impl<'a, S: Scenario> Explorer<'a, S> {
             self.convict(before, in_words(&Replay { mishap: Some(mishap), ..self.nothing_yet() }), error.clone());
             return;
         }
-        // The power goes.
+        // The power goes. With a process that was killed before it, that is a cut like any other.
         let mut walk = Walk::new(&run.recording, None);
         walk.advance(run.recording.steps());
-        for state in walk.states(&self.exploration.after_error) {
+        let is_cut = matches!(mishap, Mishap::Killed(_));
+        let states = if is_cut { Vec::new() } else { walk.states(&self.exploration.after_error) };
+        for state in states {
             if let Mishap::Full(_) = mishap {
                 self.judge_cut_while_full(&walk, state, acks, &before);
             } else {
@@ -645,27 +677,41 @@ impl<'a, S: Scenario> Explorer<'a, S> {
             }
         }
         // Or only the process ends, and the page cache stays.
+        self.judge_reopened(&run, &before, Then::Reopen);
+        self.judge_reopened(&self.run(Some(mishap)), &before, Then::ReopenCached);
+    }
+
+    /// Recovery on the disk as it lives, and then every cut of it.
+    fn judge_reopened(&self, run: &Run<S::Ack>, before: &Replay, how: Then) {
         if self.is_done() {
             return;
         }
-        let before = before.and(Then::Reopen);
-        match self.recover_and_judge(&run.disk, acks) {
-            Err(complaint) => self.convict(before.clone(), in_words(&before), complaint),
-            // The record goes on through the reopening: all cuts after it follow from it.
-            Ok(recovered) => {
-                let mut walk = Walk::new(&recovered.recording, None);
-                walk.advance(recovered.recording.steps());
-                for state in walk.states(&self.exploration.after_error) {
-                    let disk = self.disk(walk.build(&state));
-                    let complaint = match self.recover_and_judge(&disk, acks) {
-                        Err(complaint) => complaint,
-                        Ok(again) if again.facts != recovered.facts => changed(&recovered.facts, &again.facts),
-                        Ok(_) => continue,
-                    };
-                    let circumstances = format!("{}{}", in_words(&before), walk.describe(&state));
-                    self.convict(before.and(Then::Cut(state)), circumstances, complaint);
+        let acks = &run.journal.acks;
+        run.disk.keep_cache(how == Then::ReopenCached);
+        let before = before.and(how);
+        let recovered = match self.recover_and_judge(&run.disk, acks) {
+            Ok(recovered) => recovered,
+            Err(complaint) => return self.convict(before.clone(), in_words(&before), complaint),
+        };
+        // The record goes on through the reopening, so all cuts in it and after it follow from it.
+        let steps = recovered.recording.steps();
+        let mut walk = Walk::new(&recovered.recording, None);
+        for cut in run.recording.steps()..=steps {
+            walk.advance(cut);
+            let was_shown = cut == steps;
+            let subsets = match &self.exploration.recovery {
+                _ if was_shown => &self.exploration.after_error,
+                Some(subsets) => subsets,
+                None => continue,
+            };
+            for state in walk.states(subsets) {
+                if self.is_done() {
                     return;
                 }
+                let shown = was_shown.then_some(&recovered.facts);
+                let Err(complaint) = self.judge_tree(walk.build(&state), acks, shown) else { continue };
+                let circumstances = format!("{}{}", in_words(&before), walk.describe(&state));
+                return self.convict(before.and(Then::Cut(state)), circumstances, complaint);
             }
         }
     }
@@ -753,7 +799,7 @@ impl<'a, S: Scenario> Explorer<'a, S> {
             for state in walk.states(&self.exploration.subsets) {
                 let tree = walk.build(&state);
                 // What an honest run can leave was judged already.
-                if !seen.insert((tree.hash(), acks.len())) || self.was_judged(&tree, acks) {
+                if !seen.insert((tree.hash(), acks.len())) || lock(&self.judged).contains_key(&self.key(&tree, acks)) {
                     continue;
                 }
                 if self.recover_and_judge(&self.disk(tree), acks).is_err() {
@@ -762,12 +808,6 @@ impl<'a, S: Scenario> Explorer<'a, S> {
             }
         }
         false
-    }
-
-    fn was_judged(&self, tree: &Tree, acks: &[S::Ack]) -> bool {
-        let mut hasher = DefaultHasher::new();
-        acks.hash(&mut hasher);
-        lock(&self.judged).contains(&(tree.hash(), hasher.finish()))
     }
 }
 
@@ -784,6 +824,12 @@ fn caught<T>(run: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     })
 }
 
+fn hash_of<T: Hash + ?Sized>(value: &T) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -794,10 +840,15 @@ fn in_words(before: &Replay) -> String {
         Some(Mishap::Error(step, errno)) => format!("step {step} failed with {errno:?}\n"),
         Some(Mishap::Full(step)) => format!("the disk was full from step {step} on\n"),
         Some(Mishap::ReadOnly(step)) => format!("the disk was read-only from step {step} on\n"),
+        Some(Mishap::Killed(step)) => format!("the process was killed before step {step}\n"),
         Some(Mishap::SkippedBarrier(number)) => format!("barrier {number} was skipped\n"),
     };
-    if before.then.contains(&Then::Reopen) {
-        text.push_str("opened again in the same boot\n");
+    for then in &before.then {
+        text.push_str(match then {
+            Then::Reopen => "opened again in the same boot\n",
+            Then::ReopenCached => "opened again in the same boot, and the cache drops nothing\n",
+            _ => "",
+        });
     }
     text
 }

@@ -103,6 +103,7 @@ pub(crate) struct Living {
     /// Some sync or write-back has failed: what the cache shows and what is on the disk may differ.
     pub(crate) writes_failed: bool,
     pub(crate) barrier_loses_errors: bool,
+    pub(crate) cache_stays: bool,
     /// Errors told of what had failed earlier.
     pub(crate) old_errors_told: u64,
 }
@@ -174,6 +175,7 @@ impl Living {
             disk_errors: ErrorSequence::default(),
             writes_failed: false,
             barrier_loses_errors: false,
+            cache_stays: false,
             old_errors_told: 0,
         }
     }
@@ -273,8 +275,8 @@ impl Living {
     }
 
     pub(crate) fn change_at(&mut self, step: u64, change: Change, path: Arc<str>, path_to: Option<Arc<str>>) {
+        self.record.add_change(step, change.clone(), &self.tree, path, path_to);
         self.tree.apply(&change, Fate::Kept);
-        self.record.add_change(step, change, path, path_to);
     }
 
     pub(crate) fn free_bytes(&self) -> Option<u64> {

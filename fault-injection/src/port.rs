@@ -504,8 +504,8 @@ impl Disk for SimulatedDisk {
     fn drop_cache(&self, file: &Handle, offset: u64, length: u64) -> io::Result<()> {
         let mut turn = self.begin(Operation::DropCache, Some(file), b"")?;
         let open = turn.inner.usable(file)?.clone();
-        if !turn.inner.writes_failed {
-            return Ok(()); // The cache shows what is, or will be, on the disk.
+        if !turn.inner.writes_failed || turn.inner.cache_stays {
+            return Ok(()); // Where nothing failed the cache shows what is, or will be, on the disk.
         }
         let end = if length == 0 { u64::MAX } else { offset.saturating_add(length) };
         let recording = turn.inner.recording();

@@ -2,7 +2,8 @@
 //!
 //! R1  A change becomes durable by a sync of what it changed: contents and attributes by that of the file, names by
 //!     that of their directory (a rename by either of its two), everything by a barrier. With a change of names,
-//!     earlier ones that it builds on become durable: what made the name that it moves, what freed the one it takes.
+//!     earlier ones that it builds on become durable: what made the name that it moves, what freed the one it takes,
+//!     what made the directory that it goes to and those above.
 //! R2  Any subset of the changes that are not durable can survive a cut, in the order in which they were made. One
 //!     whose foundation did not survive is lost too.
 //! R3  Writes that a failed sync or write-back covered are never made durable by a later one; they may survive a cut
@@ -470,7 +471,15 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    pub(crate) fn add_change(&mut self, step: u64, change: Change, path: Arc<str>, path_to: Option<Arc<str>>) {
+    /// `before` is the tree without the change.
+    pub(crate) fn add_change(
+        &mut self,
+        step: u64,
+        change: Change,
+        before: &Tree,
+        path: Arc<str>,
+        path_to: Option<Arc<str>>,
+    ) {
         let number = self.events.len();
         let mut foundations: Vec<usize> = Vec::new();
         for (dir, name) in change.slots() {
@@ -483,6 +492,12 @@ impl Record {
                 self.creations.insert(*inode, number);
             }
             Change::Link { inode, .. } => foundations.extend(self.creations.get(inode)),
+            // It is durable as a whole: with the place that it goes to. Else a sync of the directory that it leaves could
+            // lose it from both.
+            Change::Rename { from, to, .. } if from != to => {
+                let places = before.places_above(*to);
+                foundations.extend(places.into_iter().filter_map(|slot| self.last_of_slot.get(&slot)));
+            }
             // A directory goes only once it is empty: all that emptied it comes first.
             Change::Remove { inode, .. } => {
                 let inside = self.last_of_slot.range((*inode, Vec::new())..(*inode + 1, Vec::new()));

@@ -16,6 +16,8 @@ pub enum Mishap {
     Full(u64),
     /// The disk is read-only from a step on.
     ReadOnly(u64),
+    /// The process is killed before a step; the disk lives on.
+    Killed(u64),
     /// A barrier says that it was done and does nothing.
     SkippedBarrier(u64),
 }
@@ -27,13 +29,15 @@ pub enum Then {
     Cut(CrashState),
     /// Recovery without a reboot: the process ended and starts again in the same boot.
     Reopen,
+    /// The same, and `drop_cache` drops nothing in it.
+    ReopenCached,
     /// A call of the next recovery, counted with those that change nothing, fails with `EIO`; then recovery is tried again.
     ErrorInRecovery(u64),
 }
 
 /// A run of a scenario: `eio@12 31:kkl 4:k` reads as "step 12 fails with EIO, the power goes before step 31, and again
-/// before step 4 of the recovery". Other words: `enospc@N`, `edquot@N`, `erofs@N`, `full@N`, `read-only@N`, `skip@N` (a barrier),
-/// `reopen`, `call@N`, `old-kernel`.
+/// before step 4 of the recovery". Other words: `enospc@N`, `edquot@N`, `erofs@N`, `full@N`, `read-only@N`, `kill@N`, `skip@N` (a barrier),
+/// `reopen`, `reopen-cached`, `call@N`, `old-kernel`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Replay {
     /// The disk is that of a kernel before 5.17: [`SimulatedDisk::lose_barrier_errors`](crate::SimulatedDisk::lose_barrier_errors).
@@ -69,12 +73,14 @@ impl fmt::Display for Replay {
             }
             Some(Mishap::Full(step)) => words.push(format!("full@{step}")),
             Some(Mishap::ReadOnly(step)) => words.push(format!("read-only@{step}")),
+            Some(Mishap::Killed(step)) => words.push(format!("kill@{step}")),
             Some(Mishap::SkippedBarrier(number)) => words.push(format!("skip@{number}")),
         }
         for then in &self.then {
             words.push(match then {
                 Then::Cut(state) => state.to_string(),
                 Then::Reopen => "reopen".to_owned(),
+                Then::ReopenCached => "reopen-cached".to_owned(),
                 Then::ErrorInRecovery(call) => format!("call@{call}"),
             });
         }
@@ -103,6 +109,7 @@ impl FromStr for Replay {
             let Some((name, number)) = word.split_once('@') else {
                 replay.then.push(match word {
                     "reopen" => Then::Reopen,
+                    "reopen-cached" => Then::ReopenCached,
                     state => Then::Cut(state.parse().map_err(|_| unknown())?),
                 });
                 continue;
@@ -113,6 +120,7 @@ impl FromStr for Replay {
             match (name, errno) {
                 ("full", _) => replay.mishap = Some(Mishap::Full(number)),
                 ("read-only", _) => replay.mishap = Some(Mishap::ReadOnly(number)),
+                ("kill", _) => replay.mishap = Some(Mishap::Killed(number)),
                 ("skip", _) => replay.mishap = Some(Mishap::SkippedBarrier(number)),
                 ("call", _) => replay.then.push(Then::ErrorInRecovery(number)),
                 (_, Some(errno)) => replay.mishap = Some(Mishap::Error(number, errno)),
@@ -134,7 +142,9 @@ mod tests {
             "17:kkl",
             "eio@12 31:kt512.9;l 4:k",
             "full@3 reopen 9:",
+            "eio@1 reopen-cached",
             "skip@2 5:l",
+            "kill@7 reopen",
             "call@8",
             "old-kernel read-only@0",
         ] {

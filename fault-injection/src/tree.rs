@@ -166,6 +166,20 @@ impl Tree {
         true
     }
 
+    /// The names that lead to `dir`, each with its directory, from `dir` up to the root.
+    pub(crate) fn places_above(&self, mut dir: u64) -> Vec<(u64, Vec<u8>)> {
+        let mut places = Vec::new();
+        while let Some(Body::Directory { parent, .. }) = self.get(dir).map(|inode| &inode.body) {
+            let name = self.names(*parent).and_then(|names| names.iter().find(|(_, inode)| **inode == dir));
+            match name {
+                Some((name, _)) => places.push((*parent, name.clone())),
+                None => break, // The root, or a directory that was removed.
+            }
+            dir = *parent;
+        }
+        places
+    }
+
     /// Finds the directory at `path` with `root` as in a chroot (`openat2`, `RESOLVE_IN_ROOT`).
     pub(crate) fn resolve_in_root(&self, root: u64, path: &[u8]) -> Result<u64, Errno> {
         if path.len() > PATH_BYTES_MAX {
