@@ -135,16 +135,36 @@ impl Drop for Fixture {
         }
         let cleaned = client::clean_up(&self.dir());
         let _ = fs::remove_dir_all(&self.base);
-        // The groups' parent goes with the last of them.
-        for entry in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            let _ = fs::remove_dir(entry.path().join("baleen-test"));
-        }
-        let _ = fs::remove_dir("/sys/fs/cgroup/baleen-test");
+        remove_empty_parents();
         if !std::thread::panicking() {
             cleaned.unwrap();
             assert_eq!(self.cgroup_dirs(), Vec::<PathBuf>::new(), "cgroups are left");
         }
     }
+}
+
+/// The groups' parent goes with the last of them; the kernel may call it busy for a moment after that.
+fn remove_empty_parents() {
+    let begun = Instant::now();
+    let has_children =
+        |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten().any(|entry| entry.path().is_dir());
+    let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
+    for root in hierarchies.chain([PathBuf::from("/sys/fs/cgroup")]) {
+        let parent = root.join("baleen-test");
+        while parent.is_dir() && !has_children(&parent) && fs::remove_dir(&parent).is_err() {
+            if begun.elapsed() > Duration::from_secs(2) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+/// The mounts of this mount namespace that have to do with these tests. (Others mount and unmount meanwhile.)
+pub(crate) fn own_mounts() -> Vec<String> {
+    let own = format!("baleen-runtime-{}-", std::process::id());
+    let all = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    all.lines().filter(|line| line.contains(&own) || line.contains("baleen-canary")).map(str::to_owned).collect()
 }
 
 /// Waits for a condition that another process brings about.
