@@ -100,7 +100,7 @@ impl Api {
         match self.dispatch(request).await {
             Ok(reply) => reply,
             Err(error) => {
-                if error.status >= 500 {
+                if error.status == 500 {
                     tracing::error!(status = error.status, error = error.message, "a request failed");
                 } else {
                     tracing::debug!(status = error.status, error = error.message, "a request was refused");

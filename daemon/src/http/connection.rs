@@ -59,21 +59,22 @@ pub(crate) async fn serve(stream: Stream, service: Arc<dyn Service>) {
     let writer: Writer = Arc::new(Mutex::new(write));
     let mut reader = Reader { io: read, buffer: BytesMut::new() };
     loop {
-        let next = tokio::select! {
-            head = read_head(&mut reader) => match head {
-                Ok(Some(head)) => {
-                    let parts = Parts { writer: &writer, watch: &watch, gone: &gone, service: &service, from_network };
-                    handle(head, reader, parts).await
+        // Reading sees by itself that a client has gone, and what it sent before that still counts.
+        let next = match read_head(&mut reader).await {
+            Ok(Some(head)) => {
+                let parts = Parts { writer: &writer, watch: &watch, gone: &gone, service: &service, from_network };
+                handle(head, reader, parts).await
+            }
+            Ok(None) => Next::Gone,
+            Err(bad) => {
+                let reply = service.refusal(bad.status, bad.message);
+                let sending =
+                    Sending { writer: &writer, service: &*service, keep_alive: false, chunked: false, with_body: true };
+                match sending.reply(reply, &watch).await {
+                    Ok(()) => Next::Linger(Some(reader)),
+                    Err(_) => Next::Gone,
                 }
-                Ok(None) => Next::Gone,
-                Err(bad) => {
-                    let reply = service.refusal(bad.status, bad.message);
-                    let sent = Sending { writer: &writer, service: &*service, keep_alive: false, chunked: false, with_body: true };
-                    let _ = sent.reply(reply, &watch).await;
-                    Next::Linger(Some(reader))
-                }
-            },
-            () = watch.wait() => Next::Gone,
+            }
         };
         match next {
             Next::Request(back) => reader = back,

@@ -21,6 +21,8 @@ mod head;
 mod hijack;
 mod reply;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use body::Body;
 pub(crate) use connection::{Service, serve};
