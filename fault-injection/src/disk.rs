@@ -123,7 +123,7 @@ impl SimulatedDisk {
         self.inject(Fault { when: When::Nth(operation, n), errno });
     }
 
-    /// Lets the power go before step `step`: that call and all after it, whatever they are, end in [`PowerGone`].
+    /// Lets the power go before step `step`: that call and all after it, whatever they are, end in [`PowerGone`](crate::PowerGone).
     pub fn cut_power_at(&self, step: u64) {
         self.living().power_goes_at = Some(step);
     }

@@ -61,7 +61,6 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
-use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -74,76 +73,9 @@ use crate::disk::SimulatedDisk;
 use crate::fault::{Fault, When};
 use crate::record::{Barrier, Recording, Subsets, Walk};
 use crate::replay::{Mishap, Replay, Then};
+use crate::report::{Conviction, Report};
+use crate::scenario::{Journal, Scenario};
 use crate::tree::Tree;
-
-/// What is explored: a workload, how to recover from a cut in it, and what must be true then.
-///
-/// The workload must do the same calls each time it runs, without threads of its own that touch the disk.
-pub trait Scenario: Sync {
-    /// A promise made to a user while the workload ran.
-    type Ack: Clone + fmt::Debug + Hash + Send + Sync;
-    /// What recovery gives: an opened store, or what was found.
-    type Opened;
-
-    /// Names the scenario in reports.
-    fn name(&self) -> String;
-
-    /// Makes what is on the disk, durably, before the workload. Runs once; nothing is cut.
-    ///
-    /// # Errors
-    /// Any is a broken test.
-    fn prepare(&self, disk: &SimulatedDisk) -> Result<(), String>;
-
-    /// Opens what it needs, does the work, and acknowledges to `journal` what a user would be told is done.
-    ///
-    /// # Errors
-    /// Any, where a mishap was injected; none otherwise.
-    fn workload(&self, disk: &SimulatedDisk, journal: &mut Journal<Self::Ack>) -> Result<(), String>;
-
-    /// Recovers, as the next start does.
-    ///
-    /// # Errors
-    /// Only if a call on the disk failed. An error without one is a conviction. In the same boot a sync may tell of
-    /// writes that had failed earlier: then recovery may fail for that, and is tried again.
-    fn recover(&self, disk: &SimulatedDisk) -> Result<Self::Opened, String>;
-
-    /// Judges what recovery gave against what had been acknowledged.
-    ///
-    /// # Errors
-    /// The promise that is broken.
-    fn judge(&self, disk: &SimulatedDisk, opened: &Self::Opened, acks: &[Self::Ack]) -> Result<(), String>;
-
-    /// What a user sees after recovery. A cut after that and the next recovery must show the same: what was once seen
-    /// is not lost, and what was seen to be gone does not return. Nothing by default.
-    fn facts(&self, _disk: &SimulatedDisk, _opened: &Self::Opened) -> Vec<String> {
-        Vec::new()
-    }
-}
-
-/// Acknowledgements in order, each with the number of steps before it.
-#[derive(Debug)]
-pub struct Journal<A> {
-    disk: SimulatedDisk,
-    acks: Vec<A>,
-    at: Vec<u64>,
-}
-
-impl<A> Journal<A> {
-    fn new(disk: &SimulatedDisk) -> Self {
-        Self { disk: disk.clone(), acks: Vec::new(), at: Vec::new() }
-    }
-
-    /// Notes a promise: from here on it must survive any cut.
-    pub fn acknowledge(&mut self, ack: A) {
-        self.at.push(self.disk.steps());
-        self.acks.push(ack);
-    }
-
-    /// What had been acknowledged when the power went before step `cut`.
-    fn before(&self, cut: u64) -> &[A] {
-        &self.acks[..self.at.partition_point(|at| *at <= cut)]
-    }
-}
 
 /// What is tried.
 #[derive(Debug, Clone)]
@@ -208,101 +140,6 @@ impl Exploration {
             skip_barriers: false,
             ..Self::default()
         }
-    }
-}
-
-/// A state or an error in which a promise is broken.
-#[derive(Debug, Clone)]
-pub struct Conviction {
-    /// Runs it again: [`replay`].
-    pub replay: Replay,
-    /// What had happened, in words.
-    pub circumstances: String,
-    /// What is broken.
-    pub complaint: String,
-}
-
-impl fmt::Display for Conviction {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { replay, circumstances, complaint } = self;
-        write!(formatter, "{complaint}\n{circumstances}\nreplay: {replay}")
-    }
-}
-
-/// What was tried and what was found.
-#[derive(Debug, Clone, Default)]
-pub struct Report {
-    /// The scenario.
-    pub name: String,
-    /// Steps of the workload; the power was cut before each and after the last.
-    pub steps: u64,
-    /// Its barriers.
-    pub barriers: Vec<Barrier>,
-    /// Acknowledgements.
-    pub acknowledgements: usize,
-    /// States made of these cuts.
-    pub states: u64,
-    /// Those that differed and were recovered and judged, here and after errors.
-    pub judged: u64,
-    /// Cuts of recoveries.
-    pub recovery_cuts: u64,
-    /// States made of those.
-    pub recovery_states: u64,
-    /// Runs with an error, a full or a read-only disk, or a killed process.
-    pub error_runs: u64,
-    /// Recoveries with an error.
-    pub recovery_errors: u64,
-    /// Barriers whose absence was convicted.
-    pub barriers_needed: usize,
-    /// Barriers whose absence nothing convicted and that no reason keeps.
-    pub barriers_idle: Vec<Barrier>,
-    /// Barriers whose absence nothing convicted, with the reason given.
-    pub barriers_kept: Vec<(Barrier, String)>,
-    /// What was found.
-    pub convictions: Vec<Conviction>,
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            formatter,
-            "{}: {} steps, {} barriers ({} needed, {} kept with a reason), {} acknowledgements, {} states, {} recovery \
-             cuts with {} states, {} different ones judged, {} runs with errors, {} recoveries with errors",
-            self.name,
-            self.steps,
-            self.barriers.len(),
-            self.barriers_needed,
-            self.barriers_kept.len(),
-            self.acknowledgements,
-            self.states,
-            self.recovery_cuts,
-            self.recovery_states,
-            self.judged,
-            self.error_runs,
-            self.recovery_errors,
-        )
-    }
-}
-
-impl Report {
-    /// Panics with every conviction and every barrier that nothing needs.
-    ///
-    /// # Panics
-    /// If there is one.
-    pub fn assert_clean(&self) {
-        let mut text = String::new();
-        for conviction in &self.convictions {
-            text.push_str(&format!("\n{}: {conviction}\n", self.name));
-        }
-        for barrier in &self.barriers_idle {
-            let Barrier { number, step, what } = barrier;
-            text.push_str(&format!(
-                "\n{}: barrier {number} (step {step}, `{what}`) can be skipped without harm: drop it or say why it is \
-                 kept\n",
-                self.name
-            ));
-        }
-        assert!(text.is_empty(), "{text}");
     }
 }
 

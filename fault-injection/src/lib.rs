@@ -16,6 +16,8 @@ mod port;
 mod random;
 mod record;
 mod replay;
+mod report;
+mod scenario;
 mod sealed;
 #[expect(unsafe_code, reason = "the filter and its signal handler")]
 mod sys;
@@ -23,10 +25,12 @@ mod tree;
 
 pub use change::{CrashState, Fate, NotACrashState};
 pub use disk::SimulatedDisk;
-pub use explore::{Conviction, Exploration, Journal, Report, Scenario, explore, replay};
+pub use explore::{Exploration, explore, replay};
 pub use fault::{Fault, Operation, PowerGone, When};
 pub use random::Random;
 pub use record::{Barrier, Recording, Subsets};
 pub use replay::{Mishap, NotAReplay, Replay, Then};
+pub use report::{Conviction, Report};
 pub use rustix::io::Errno;
+pub use scenario::{Journal, Scenario};
 pub use sealed::{SealedError, sealed};
