@@ -38,7 +38,9 @@ pub enum ExtractError {
         found_bytes: u64,
     },
     /// The bytes are not those that were asked for.
-    #[error("layer {expected} arrived as {found}; the registry or the network changed it, pull again")]
+    #[error(
+        "layer arrived with digest {found} instead of {expected}; the registry or the network changed it, pull again"
+    )]
     DigestMismatch {
         /// The digest asked for.
         expected: Box<Digest>,
@@ -46,7 +48,7 @@ pub enum ExtractError {
         found: Box<Digest>,
     },
     /// The uncompressed tar is not the one that the image's configuration names.
-    #[error("layer unpacks to {found}, but the image names {expected}; the image is damaged, ask its author")]
+    #[error("layer has diff ID {found}, but the image names {expected}; the image is damaged, ask its author")]
     DiffIdMismatch {
         /// The diff ID in the image's configuration.
         expected: Box<DiffId>,

@@ -55,7 +55,7 @@ const MAGIC: &[u8; 8] = b"BLNRECIP";
 const END_MAGIC: &[u8; 8] = b"BLNRCEND";
 const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 16;
-const FRAME_HEADER_BYTES: usize = 8;
+const FRAME_HEADER_BYTES: usize = 16;
 const TRAILER_BYTES: usize = 32;
 
 const TAG_LITERAL: u8 = 1;
@@ -209,6 +209,15 @@ fn locate(moves: &[Move], ordinal: u64, path: &[u8]) -> Location {
         }
     }
     Location::Tree(path.to_vec())
+}
+
+/// What a frame's header says of its contents: zstd's own checksum covers what is unpacked only.
+fn frame_check(lengths: &[u8], packed: &[u8]) -> [u8; 8] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(lengths).update(packed);
+    let mut check = [0; 8];
+    check.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+    check
 }
 
 fn cut(path: &[u8]) -> &[u8] {

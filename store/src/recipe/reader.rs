@@ -35,6 +35,9 @@ impl Recipe {
         if version != VERSION {
             return Err(RecipeError::Newer { version });
         }
+        if header[12..] != [0; 4] {
+            return Err(damaged("it has unknown features"));
+        }
         let end = size_bytes.checked_sub(TRAILER_BYTES as u64).ok_or_else(|| damaged("it has no end"))?;
         let trailer: [u8; TRAILER_BYTES] = read_exact(&*disk, &file, end)?;
         if &trailer[24..] != END_MAGIC || blake3::hash(&trailer[..16]).as_bytes()[..8] != trailer[16..24] {
@@ -263,6 +266,9 @@ fn read_frame(
     let count = read_full_at(disk, file, &mut packed, offset + FRAME_HEADER_BYTES as u64).map_err(io_error("read"))?;
     if count != packed_length {
         return Err(damaged("it ends early"));
+    }
+    if frame_check(&header[..8], &packed) != header[8..] {
+        return Err(damaged("a frame's checksum differs"));
     }
     let mut plain = Vec::with_capacity(plain_length);
     // One frame exactly: its own checksum is verified with it.

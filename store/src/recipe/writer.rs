@@ -40,10 +40,8 @@ impl RecipeWriter {
         header[8..12].copy_from_slice(&VERSION.to_le_bytes());
         disk.write_at(&file, &header, 0).map_err(io_error("write"))?;
         let mut context = CCtx::create();
-        let prepared = context
-            .set_parameter(CParameter::CompressionLevel(ZSTD_LEVEL))
-            .and_then(|_| context.set_parameter(CParameter::ChecksumFlag(true)));
-        prepared.map_err(|_| damaged("the compressor takes no parameters"))?;
+        let prepared = context.set_parameter(CParameter::CompressionLevel(ZSTD_LEVEL));
+        prepared.map_err(|_| damaged("the compressor takes no level"))?;
         let offset = HEADER_BYTES as u64;
         let facts = FrameFacts { offset, files: 0, paths: None };
         Ok(Self {
@@ -243,7 +241,9 @@ impl RecipeWriter {
         self.context.compress2(&mut self.packed, plain).map_err(|_| damaged("it cannot be compressed"))?;
         let mut header = [0; FRAME_HEADER_BYTES];
         header[..4].copy_from_slice(&(plain.len() as u32).to_le_bytes());
-        header[4..].copy_from_slice(&(self.packed.len() as u32).to_le_bytes());
+        header[4..8].copy_from_slice(&(self.packed.len() as u32).to_le_bytes());
+        let check = frame_check(&header[..8], &self.packed);
+        header[8..].copy_from_slice(&check);
         self.packed.splice(0..0, header);
         self.disk.write_at(&self.file, &self.packed, self.offset).map_err(io_error("write"))?;
         self.offset += self.packed.len() as u64;
