@@ -270,14 +270,21 @@ impl Daemon {
         serde_json::from_slice(&bytes).with_context(|| format!("not JSON: {}", String::from_utf8_lossy(&bytes)))
     }
 
-    /// The processes that carry this daemon's folder or root in their command line: itself, its shims.
+    /// The processes of this daemon: those that carry its folder in their command line (itself), and those that have a file open in
+    /// its folder or root (its shims, which hold their logs).
     pub fn processes(&self) -> BTreeSet<u32> {
         let mut found = BTreeSet::new();
         for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            if pid == std::process::id() {
+                continue;
+            }
             let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
             let line = String::from_utf8_lossy(&line).into_owned();
-            if line.contains(&*self.folder.to_string_lossy()) && !line.starts_with("docker\0") {
+            let named = line.contains(&*self.folder.to_string_lossy()) && !line.starts_with("docker\0");
+            let mut files = fs::read_dir(entry.path().join("fd")).into_iter().flatten().flatten();
+            let holds = |link: PathBuf| link.starts_with(&self.folder) || link.starts_with(&self.root);
+            if named || files.any(|file| fs::read_link(file.path()).is_ok_and(holds)) {
                 found.insert(pid);
             }
         }

@@ -95,7 +95,7 @@ fn a_layer_that_is_not_what_its_digest_its_size_or_its_diff_id_says_is_refused()
         String::from_utf8(image.config.clone())?.replace(&image.layers[0].diff_id(), &digest(b"something else"));
     let wrong = Image::from_documents(image.layers.clone(), config.into_bytes(), &image.manifest_type);
     bench.stub.add("diff-id", "v1", &wrong);
-    bench.refused("diff-id", &["diff id", "diffid", "diff_id"])?;
+    bench.refused("diff-id", &["diff id", "unpacks to"])?;
 
     // A configuration that is not what the manifest names.
     bench.stub.add("config", "v1", &image);
@@ -148,7 +148,7 @@ fn compressed_data_that_ends_early_or_is_damaged_is_refused() -> Result<()> {
         let layer =
             Layer { tar: tar.clone(), blob, media_type: "application/vnd.oci.image.layer.v1.tar+gzip".to_owned() };
         bench.stub.add(name, "v1", &Image::new(vec![layer], &["/text"]));
-        bench.refused(name, &["gzip", "deflate", "compressed", "ended", "ends", "truncated", "corrupt", "invalid"])?;
+        bench.refused(name, &["gzip", "unpacks to"])?;
     }
     let zstd = Layer::from_tar(tar.clone(), Compression::Zstd)?;
     let half = zstd.blob[..zstd.blob.len() / 2].to_vec();
@@ -181,7 +181,7 @@ fn documents_of_unknown_or_mixed_type_are_refused_by_name() -> Result<()> {
     manifest("unknown-layer", oci, &text.replace("layer.v1.tar+gzip", "layer.v1.tar+mystery"));
     bench.refused("unknown-layer", &["media type", "mediatype", "mystery"])?;
     manifest("mixed", oci, &text.replacen('{', "{\"manifests\":[],", 1));
-    bench.refused("mixed", &["manifests"])?;
+    bench.refused("mixed", &["manifests", "two types"])?;
     manifest("twice", oci, &text.replacen('{', "{\"layers\":[],", 1));
     bench.refused("twice", &["twice", "duplicate"])?;
     manifest("header-differs", "application/vnd.oci.image.index.v1+json", &text);
@@ -230,7 +230,7 @@ fn answers_without_an_end_are_cut_at_their_limit_and_take_no_memory() -> Result<
     bench.refused("endless", &["limit", "large", "larger", "too", "4 mib"])?;
     let text = bench.refused("error", &["500"])?;
     assert!(text.len() < 8192 && !text.contains('\x07'), "the registry's text went through: {} bytes", text.len());
-    bench.refused("config", &["size", "large", "longer", "limit", "more"])?;
+    bench.refused("config", &["size", "large", "limit", "descriptor says"])?;
     let after_kib = peak(&bench.daemon)?;
     println!("peak memory of the daemon: {before_kib} KiB before, {after_kib} KiB after");
     assert!(after_kib < before_kib + 32 * 1024, "an endless answer took {} KiB", after_kib - before_kib);

@@ -9,12 +9,16 @@ use baleen_tests::daemon::Daemon;
 use baleen_tests::image::busybox;
 use baleen_tests::needs_root;
 use baleen_tests::scratch::{Scratch, mounts_below};
+use baleen_tests::stub::Stub;
 use serde_json::{Value, json};
 
 /// A daemon that has the busybox image as `busybox`.
 fn daemon_with_busybox(scratch: &Scratch) -> Result<Daemon> {
     let daemon = Daemon::start(scratch)?;
-    daemon.docker_with(&["load", "-q"], Some(&busybox()?.docker_archive("busybox:latest")))?.ok()?;
+    let stub = Stub::start()?;
+    stub.add("busybox", "latest", &busybox()?);
+    daemon.docker_ok(&["pull", "-q", &stub.reference("busybox:latest")])?;
+    daemon.docker_ok(&["tag", &stub.reference("busybox:latest"), "busybox"])?;
     Ok(daemon)
 }
 
@@ -341,8 +345,12 @@ fn names_are_unique_and_errors_are_those_that_clients_match_on() -> Result<()> {
     daemon.api("POST", "/v1.41/containers/box/start", None, 204)?;
     let answer = daemon.api("DELETE", "/v1.41/containers/box?force=1", None, 204)?;
     assert_eq!(answer, Value::Null);
-    let absent =
-        daemon.api("POST", "/v1.41/containers/create", Some(&json!({ "Image": "absent:v9", "Cmd": ["x"] })), 404)?;
+    let absent = daemon.api(
+        "POST",
+        "/v1.41/containers/create",
+        Some(&json!({ "Image": "absent:v9", "Cmd": ["x"], "HostConfig": { "NetworkMode": "none" } })),
+        404,
+    )?;
     assert_eq!(absent["message"], "No such image: absent:v9");
     Ok(())
 }
