@@ -112,7 +112,10 @@ pub(crate) async fn wait(name: &str, call: Call) -> Answer {
             () = api.ending() => return,
         };
         let body = match exit {
-            Ok(exit) if exit.error.is_empty() => json!({ "StatusCode": exit.code }),
+            // Of a removal only its own failure is one; that the start failed was told by `start`.
+            Ok(exit) if exit.error.is_empty() || condition == WaitCondition::Removed => {
+                json!({ "StatusCode": exit.code })
+            }
             Ok(exit) => json!({ "StatusCode": exit.code, "Error": { "Message": exit.error } }),
             Err(error) => json!({ "StatusCode": -1, "Error": { "Message": error.chain() } }),
         };

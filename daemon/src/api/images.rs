@@ -1,7 +1,7 @@
 //! Images: pull, load, list, inspect, history, tag, remove, prune.
 
 use baleen_engine::{EngineError, LoadRequest, Progress, PullRequest, RegistryAuth, RemoveImage, progress_channel};
-use baleen_oci::{Platform, Reference};
+use baleen_oci::{Platform, Reference, Repository};
 use serde_json::json;
 use tokio::sync::mpsc;
 
@@ -46,11 +46,11 @@ pub(crate) async fn create(call: Call) -> Answer {
     }
     let from =
         call.query.text("fromImage").ok_or_else(|| ApiError::invalid("invalid reference format: no image is named"))?;
-    let invalid = |source| EngineError::InvalidReference { text: from.to_owned(), source };
-    let reference = Reference::from_image_and_tag(from, call.query.text("tag")).map_err(invalid)?;
-    if reference.tag().is_none() && reference.digest().is_none() {
+    if call.query.text("tag").is_none() && Repository::parse(from).is_ok() {
         return Err(ApiError::not_implemented("pull of all tags"));
     }
+    let invalid = |source| EngineError::InvalidReference { text: from.to_owned(), source };
+    let reference = Reference::from_image_and_tag(from, call.query.text("tag")).map_err(invalid)?;
     let request = PullRequest {
         reference,
         platform: platform(&call)?,

@@ -162,6 +162,10 @@ impl Service for Api {
         Box::pin(self.answer(request))
     }
 
+    fn ending(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(Api::ending(self))
+    }
+
     fn headers(&self) -> &str {
         &self.headers
     }

@@ -36,6 +36,9 @@ pub(crate) trait Service: Send + Sync + 'static {
     /// client watch [`Request::gone`], and streams see it by their closed channel.
     fn call(self: Arc<Self>, request: Request) -> Pin<Box<dyn Future<Output = Reply> + Send>>;
 
+    /// Returns once the server ends: connections without a request are closed then.
+    fn ending(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+
     /// Headers that every reply carries.
     fn headers(&self) -> &str;
 
@@ -60,7 +63,12 @@ pub(crate) async fn serve(stream: Stream, service: Arc<dyn Service>) {
     let mut reader = Reader { io: read, buffer: BytesMut::new() };
     loop {
         // Reading sees by itself that a client has gone, and what it sent before that still counts.
-        let next = match read_head(&mut reader).await {
+        let head = tokio::select! {
+            biased;
+            head = read_head(&mut reader) => head,
+            () = service.ending() => Ok(None),
+        };
+        let next = match head {
             Ok(Some(head)) => {
                 let parts = Parts { writer: &writer, watch: &watch, gone: &gone, service: &service, from_network };
                 handle(head, reader, parts).await

@@ -29,6 +29,10 @@ impl Service for Toy {
         Box::pin(self.answer(request))
     }
 
+    fn ending(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(std::future::pending())
+    }
+
     fn headers(&self) -> &str {
         "Server: toy\r\n"
     }
