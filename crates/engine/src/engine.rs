@@ -8,17 +8,14 @@ use std::sync::Arc;
 
 use baleen_registry::{Client, ClientConfig, InsecureRegistries};
 use baleen_store::{Store, SystemDisk};
-use bytes::Bytes;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 
 use crate::config::EngineConfig;
-use crate::container::*;
+use crate::container::Containers;
 use crate::door::{Door, ended};
 use crate::error::EngineError;
 use crate::events::{EventQuery, EventStream, Events};
-use crate::image::{Downloads, LoadRequest, store_error};
-use crate::info::{DiskUsage, EngineInfo};
-use crate::progress::ProgressSender;
+use crate::image::{Downloads, store_error};
 
 /// A container engine on one store. Cheap to share; every verb takes `&Arc<Engine>`.
 pub struct Engine {
@@ -78,53 +75,12 @@ impl Engine {
         self.containers.get(container).is_some_and(|container| container.live().state.status.is_running())
     }
 
-    /// Loads the images of an archive (docker-archive or OCI layout, plain), which arrives in pieces; `Err` from the
-    /// channel ends the load. What was loaded is told by `progress`.
-    ///
-    /// # Errors
-    /// Of the archive's form and content; nothing of a refused image is stored.
-    pub async fn load(
-        self: &Arc<Self>,
-        request: LoadRequest,
-        archive: mpsc::Receiver<Result<Bytes, std::io::Error>>,
-        progress: ProgressSender,
-    ) -> Result<(), EngineError> {
-        let _ = (request, archive, progress);
-        Err(EngineError::not_implemented("image load"))
-    }
-
-    // Containers.
-
-    /// A tar of a container's file system as it is now, without mounts.
-    ///
-    /// # Errors
-    /// `NoSuchContainer`.
-    pub async fn export_container(self: &Arc<Self>, name: &str) -> Result<ExportStream, EngineError> {
-        let _ = name;
-        Err(EngineError::not_implemented("container export"))
-    }
-
-    // The engine.
-
     /// Listens to what happens.
     ///
     /// # Errors
     /// `InvalidParameter` for a filter key that does not exist or for times that cannot be.
     pub fn events(&self, query: EventQuery) -> Result<EventStream, EngineError> {
         self.events.subscribe(query)
-    }
-
-    /// What `info` shows; a part that cannot be had is left empty.
-    pub async fn info(self: &Arc<Self>) -> EngineInfo {
-        EngineInfo { event_listeners: self.events.listeners(), ..EngineInfo::default() }
-    }
-
-    /// What everything takes on the disk.
-    ///
-    /// # Errors
-    /// Of the store.
-    pub async fn disk_usage(self: &Arc<Self>) -> Result<DiskUsage, EngineError> {
-        Err(EngineError::not_implemented("disk usage"))
     }
 }
 

@@ -91,6 +91,11 @@ impl ProgressSender {
         let _ = self.0.send(progress).await;
     }
 
+    /// Sends a milestone from a thread that may wait.
+    pub(crate) fn send_blocking(&self, progress: Progress) {
+        let _ = self.0.blocking_send(progress);
+    }
+
     /// Sends a count if there is room.
     pub fn offer(&self, progress: Progress) {
         let _ = self.0.try_send(progress);

@@ -5,6 +5,7 @@ mod attach;
 mod config;
 mod control;
 mod create;
+mod export;
 mod files;
 mod honour;
 mod host_config;

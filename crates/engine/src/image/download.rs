@@ -26,6 +26,9 @@ const PIECES_MAX: usize = 4;
 /// A layer is begun again after a failed barrier or after room was made, once each.
 const ATTEMPTS_MAX: u32 = 3;
 
+/// How long a failed pull waits for its other threads to clean up.
+const SETTLE_MAX: Duration = Duration::from_secs(5);
+
 /// How far a job is.
 #[derive(Debug, Clone)]
 pub(crate) enum Stage {
@@ -104,7 +107,18 @@ impl Downloads {
         job
     }
 
-    fn turn(&self, blob: &Digest) -> Arc<Semaphore> {
+    /// Waits until the thread of a job that nobody wants any more has let go of what it unpacked.
+    pub(crate) async fn settle(&self, blob: Digest, diff_id: DiffId) {
+        let is_wanted = lock(&self.jobs).get(&(blob, diff_id)).is_some_and(|job| job.strong_count() > 0);
+        if is_wanted {
+            return;
+        }
+        // Should somebody else have begun with it in between, this is not the place to wait for them.
+        let _ = tokio::time::timeout(SETTLE_MAX, self.turn(&blob).acquire_owned()).await;
+    }
+
+    /// The turn of a blob (W2).
+    pub(crate) fn turn(&self, blob: &Digest) -> Arc<Semaphore> {
         let mut turns = lock(&self.turns);
         turns.retain(|_, turn| Arc::strong_count(turn) > 1);
         Arc::clone(turns.entry(*blob).or_insert_with(|| Arc::new(Semaphore::new(1))))

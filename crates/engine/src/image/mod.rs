@@ -1,6 +1,7 @@
-//! Images: what the store holds of them (`lookup`), how they come (`pull`, `download`, `unpack`) and go (`remove`).
+//! Images: what the store holds of them (`lookup`), how they come (`pull`, `download`, `load`, `unpack`) and go (`remove`).
 
 mod download;
+mod load;
 mod lookup;
 mod pull;
 mod remove;

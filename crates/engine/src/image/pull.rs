@@ -137,9 +137,19 @@ impl Engine {
             followers.spawn(follow(job, layer.clone(), progress.clone()));
         }
         let mut fetched_bytes = 0;
-        // The first failure ends the pull: dropping the set lets go of the other jobs.
         while let Some(followed) = followers.join_next().await {
-            fetched_bytes += followed.map_err(|error| crate::door::ended("fetch a layer", &error))??;
+            let outcome = followed.map_err(|error| crate::door::ended("fetch a layer", &error));
+            match outcome.and_then(|outcome| outcome) {
+                Ok(bytes) => fetched_bytes += bytes,
+                Err(error) => {
+                    // The first failure ends the pull: it lets go of the other jobs, and is told once they have cleaned up.
+                    followers.shutdown().await;
+                    for layer in missing {
+                        self.downloads.settle(layer.descriptor.digest, layer.key.diff_id).await;
+                    }
+                    return Err(error);
+                }
+            }
         }
         // A layer that the image has twice is fetched once.
         Ok(fetched_bytes)

@@ -28,6 +28,7 @@ crate::tests!(
     a_log_that_is_followed_ends_with_the_container,
     an_image_in_use_is_not_deleted,
     what_a_container_wrote_is_there_at_its_next_start,
+    an_export_has_what_the_container_sees_whether_it_runs_or_not,
 );
 
 fn with_busybox(label: &str) -> Result<(Fixture, String)> {
@@ -270,5 +271,47 @@ fn what_a_container_wrote_is_there_at_its_next_start() -> Result<()> {
     // The image's layer has not changed.
     let layer = fixture.run(engine.image(&image))?.graph_driver.upper_dir.context("no layer")?;
     assert!(std::path::Path::new(&layer).join("etc/group").exists());
+    Ok(())
+}
+
+fn an_export_has_what_the_container_sees_whether_it_runs_or_not() -> Result<()> {
+    let (fixture, image) = with_busybox("export")?;
+    let engine = fixture.engine();
+    let script = "echo text > /file; ln /file /other; ln -s file /link; mkfifo /pipe; chmod 4755 /file; rm /etc/group; \
+                  echo ready; sleep 1000";
+    let id = fixture.start(&image, &["sh", "-c", script])?;
+    let begun = std::time::Instant::now();
+    while fixture.output(&id, OutputStream::Stdout, false)? != "ready\n" {
+        assert!(begun.elapsed() < LIMIT, "the container is never ready");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    for runs in [true, false] {
+        if !runs {
+            fixture.run(engine.kill_container(&id, "KILL"))?;
+        }
+        let archive = fixture.run(async {
+            let mut export = engine.export_container(&id).await?;
+            let mut archive = Vec::new();
+            while let Some(piece) = export.next().await {
+                archive.extend_from_slice(&piece?);
+            }
+            Ok(archive)
+        })?;
+        let unpacked = fixture.scratch.join(format!("unpacked-{runs}"));
+        std::fs::create_dir(&unpacked)?;
+        let mut tar = std::process::Command::new("tar");
+        tar.arg("-x").arg("-p").arg("-C").arg(&unpacked);
+        baleen_tests::command::run(&mut tar, Some(&archive), LIMIT)?.ok()?;
+        use std::os::unix::fs::{FileTypeExt, MetadataExt};
+        assert_eq!(std::fs::read_to_string(unpacked.join("other"))?, "text\n");
+        let (file, other) = (unpacked.join("file").metadata()?, unpacked.join("other").metadata()?);
+        assert_eq!((file.ino(), file.mode() & 0o7777), (other.ino(), 0o4755));
+        assert_eq!(std::fs::read_link(unpacked.join("link"))?, std::path::Path::new("file"));
+        assert!(unpacked.join("pipe").symlink_metadata()?.file_type().is_fifo());
+        assert!(unpacked.join("bin/busybox").exists() && !unpacked.join("etc/group").exists());
+        // What is mounted inside is no part of it.
+        assert_eq!(std::fs::read_dir(unpacked.join("proc"))?.count(), 0);
+    }
+    assert_eq!(mounts_below(fixture.scratch.path()), Vec::<std::path::PathBuf>::new());
     Ok(())
 }

@@ -3,12 +3,15 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use baleen_engine::{ImageDeletion, Kind, LayerPhase, Progress, PruneFilter, RemoveImage, progress_channel};
+use baleen_engine::{
+    EngineError, ImageDeletion, Kind, LayerPhase, LoadRequest, Progress, PruneFilter, RemoveImage, progress_channel,
+};
 use baleen_tests::archive::Entry;
 use baleen_tests::image::{Image, Layer};
 use baleen_tests::random::Random;
 use baleen_tests::scratch::disk_usage;
 use baleen_tests::stub::Stub;
+use bytes::Bytes;
 
 use crate::fixture::{Fixture, LIMIT, pull_request};
 
@@ -21,6 +24,8 @@ crate::tests!(
     a_pull_that_is_dropped_stops_and_its_finished_layers_are_kept,
     an_image_goes_with_its_last_name_and_prune_frees_everything,
     an_image_with_the_same_layer_twice_is_pulled,
+    archives_of_both_forms_are_loaded_and_need_no_registry,
+    an_archive_that_lies_leaves_nothing,
 );
 
 fn small(text: &str) -> Result<Image> {
@@ -85,7 +90,7 @@ fn a_pulled_image_is_whole_listed_and_still_there_after_a_restart() -> Result<()
         let engine = fixture.engine();
         let list = fixture.run(engine.images())?;
         assert_eq!(list.len(), 1);
-        assert_eq!(list[0].repo_tags, [reference.clone()]);
+        assert_eq!(list[0].repo_tags, std::slice::from_ref(&reference));
         assert_eq!(list[0].repo_digests, [format!("{}@{}", stub.reference("team/app"), image.digest())]);
         let details = fixture.run(engine.image(&reference))?;
         let top = details.graph_driver.upper_dir.context("no upper directory")?;
@@ -252,5 +257,79 @@ fn an_image_with_the_same_layer_twice_is_pulled() -> Result<()> {
     let details = fixture.run(fixture.engine().image(&stub.reference("app:v1")))?;
     assert_eq!(details.diff_ids.len(), 3);
     assert_eq!(stub.fetches_of(&image.layers[0].digest()), 1);
+    Ok(())
+}
+
+/// Loads an archive in small pieces; gives the outcome and the lines that were told.
+fn load(fixture: &Fixture, archive: &[u8]) -> (Result<(), EngineError>, Vec<String>) {
+    let engine = fixture.engine();
+    fixture.runtime.block_on(async {
+        let (progress, mut told) = progress_channel();
+        let (pieces, received) = tokio::sync::mpsc::channel(2);
+        let loading = tokio::spawn(async move { engine.load(LoadRequest::default(), received, progress).await });
+        let archive = archive.to_vec();
+        tokio::spawn(async move {
+            for piece in archive.chunks(70_001) {
+                if pieces.send(Ok(Bytes::copy_from_slice(piece))).await.is_err() {
+                    break;
+                }
+            }
+        });
+        let mut lines = Vec::new();
+        while let Some(progress) = told.recv().await {
+            if let Progress::Line(line) = progress {
+                lines.push(line);
+            }
+        }
+        (loading.await.expect("the load panicked"), lines)
+    })
+}
+
+fn archives_of_both_forms_are_loaded_and_need_no_registry() -> Result<()> {
+    let fixture = Fixture::new("load")?;
+    let image = large(4)?;
+    let plain = image.docker_archive("loaded:v1");
+    let layout = fixture.scratch.join("layout");
+    image.write_layout(&layout, "example.com/loaded:v3")?;
+    let folder = layout.to_string_lossy().into_owned();
+    let layout = baleen_tests::command::succeed("tar", &["-c", "-C", &folder, "."])?.stdout_bytes;
+    for (archive, name) in [
+        (plain.clone(), "loaded:v1"),
+        (baleen_tests::image::gzip(&plain)?, "loaded:v1"),
+        (layout, "example.com/loaded:v3"),
+    ] {
+        let (loaded, lines) = load(&fixture, &archive);
+        loaded?;
+        assert_eq!(lines, [format!("Loaded image: {name}\n")]);
+        let engine = fixture.engine();
+        let details = fixture.run(engine.image(name))?;
+        assert_eq!(details.summary.id, image.id());
+        let top = details.graph_driver.upper_dir.context("no upper directory")?;
+        assert_eq!(std::fs::metadata(format!("{top}/large"))?.len(), 2_000_000);
+        fixture.run(engine.remove_image(name, RemoveImage::default()))?;
+        fixture.run(engine.prune_images(PruneFilter::default()))?;
+    }
+    Ok(())
+}
+
+fn an_archive_that_lies_leaves_nothing() -> Result<()> {
+    let fixture = Fixture::new("lie")?;
+    let image = small("text")?;
+    let honest = image.docker_archive("loaded:v1");
+    let mut wrong = honest.clone();
+    let place = wrong.windows(5).position(|bytes| bytes == b"upper").context("no content")?;
+    wrong[place] ^= 1;
+    let truncated = &honest[..honest.len() / 2];
+    for archive in [&wrong[..], truncated, b"no archive at all", b""] {
+        let (loaded, lines) = load(&fixture, archive);
+        assert!(loaded.is_err() && lines.is_empty(), "{lines:?}");
+    }
+    let engine = fixture.engine();
+    assert_eq!(fixture.run(engine.images())?, []);
+    fixture.run(engine.prune_images(PruneFilter::default()))?;
+    for folder in ["layers", "partial", "staging", "trash"] {
+        let left: Vec<_> = std::fs::read_dir(fixture.scratch.join("data").join(folder))?.collect();
+        assert!(left.is_empty(), "{folder}: {left:?}");
+    }
     Ok(())
 }
