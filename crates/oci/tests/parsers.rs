@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use baleen_oci::fuzzing;
 
 fn corpus(kind: &str) -> Vec<Vec<u8>> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(kind);
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(kind);
     let mut paths: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.sort();
     assert!(paths.len() >= 20, "the corpus is there");
@@ -97,7 +97,7 @@ fn no_parser_of_documents_breaks_a_promise_on_the_corpus_or_near_it() {
 
 #[test]
 fn no_parser_of_names_breaks_a_promise_on_the_corpus_or_near_it() {
-    let corpus = corpus("references");
+    let corpus = corpus("names");
     corpus.iter().for_each(|bytes| fuzzing::names(bytes));
     let mut random = Random::seeded();
     for _ in 0..200_000 {
