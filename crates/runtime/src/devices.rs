@@ -190,6 +190,11 @@ fn assemble(rules: &[Rule]) -> Vec<u64> {
         if let Some(minor) = rule.minor {
             tests.push((vec![], 5, minor.cast_signed()));
         }
+        if tests.is_empty() {
+            // It allows everything: what would follow could not be reached, and the kernel refuses such a program.
+            program.extend([instruction(MOVE_IMMEDIATE, 0, 0, 0, 1), instruction(EXIT, 0, 0, 0, 0)]);
+            return program;
+        }
         let mut length: usize = tests.iter().map(|(before, _, _)| before.len() + 1).sum::<usize>() + 2;
         for (before, register, value) in tests {
             length -= before.len() + 1;
@@ -306,6 +311,8 @@ mod tests {
         }
         let mut rules = default_rules();
         rules.extend((0..400).map(|minor| Rule::allow('b', 8, minor, "rw")));
+        sys::load_device_program(&assemble(&rules)).unwrap();
+        rules.insert(0, Rule::allow_all());
         sys::load_device_program(&assemble(&rules)).unwrap();
     }
 }
