@@ -47,7 +47,8 @@ impl Engine {
             stdin: request.stdin && config.open_stdin,
             stdout: request.stdout,
             stderr: request.stderr,
-            close_stdin: config.stdin_once,
+            // A terminal outlives its clients: who detaches may come back and type on.
+            close_stdin: config.stdin_once && !config.tty,
         };
         let stream = if request.stream { Some(self.stream(&container, options).await?) } else { None };
         self.container_event(&container, "attach", &[]);
