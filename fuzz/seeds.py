@@ -144,6 +144,19 @@ def headers() -> None:
         keep("headers", f"{number:02}", text.encode())
 
 
+def addresses() -> None:
+    seeds = [
+        "https://r.example/v2/a/blobs/x?y=1\nhttps://cdn.example/z?sig=%2F", "https://r.example/a?b\n//cdn.example/z", "https://r.example/a/b?c\n/z?a=b:c",
+        "https://r.example/a/b?c\nz", "https://r.example/a/b?c\n?q", "https://r.example/a\n/z#part", "https://r.example\n", "http://R.Example:80/\nHTTP://a",
+        "http://[::1]:5000/x\nhttps://[2001:db8::1]/", "http://[x]/", "http://[::1]x/", "http://127.0.0.1:5000/v2/", "https://a:99999/", "https://a:x/", "https://a:/b",
+        "https://u:p@a/", "ftp://a/", "https://", "https://a?b", "https://a#b", "https://a/\njavascript:x", "https://a/\nhttps://a\r\nb/", "https://a/\n/\u00e9",
+        "https://localhost/\nhttp://b.localhost./", "https://a_b-c.example/\nhttp:///", "https://a/ b", "https://" + "a" * 300 + "/", "https://a/" + "b" * 9000,
+        "https://a/\n" + "b" * 9000, "https://a*b/", "/relative", "https://a/%zz\n%", "https://a/\n..//../x", "https://a/\n:b",
+    ]
+    for number, text in enumerate(seeds):
+        keep("addresses", f"{number:02}", text.encode())
+
+
 def log() -> None:
     block = 4096
     digest = b"\x01" + bytes(range(32))
@@ -272,13 +285,14 @@ def tar() -> None:
 
         def archive(name: str, *arguments: str) -> None:
             data = subprocess.run(["tar", "-C", str(folder), "-c", "-b1", "--sort=name", "--mtime=@1700000000.25", "--owner=0", "--group=0",
-                                   "--numeric-owner", *arguments], stdout=subprocess.PIPE, check=True).stdout
+                                   "--numeric-owner", *arguments, *(["--pax-option=delete=atime,delete=ctime"] if "--format=pax" in arguments else [])],
+                                  stdout=subprocess.PIPE, check=True).stdout
             keep("tar", f"{name}.tar", data)
 
         for form in ("v7", "oldgnu", "gnu", "ustar", "pax"):
             archive(f"gnu-{form}", f"--format={form}", *(["--exclude=fifo", "--exclude=null"] if form == "v7" else []), "tree")
         archive("gnu-xattrs", "--format=pax", "--xattrs", "tree")
-        archive("incremental", f"--listed-incremental={folder / 'snapshot'}", "tree")
+        archive("incremental", "--format=gnu", f"--listed-incremental={folder / 'snapshot'}", "tree")
         archive("label", "--format=gnu", "--label=volume", "tree")
         archive("sparse-oldgnu", "--format=oldgnu", "--sparse", "holes")
         archive("sparse-gnu", "--format=gnu", "--sparse", "holes")
@@ -395,5 +409,5 @@ def extraction() -> None:
         keep("extraction", name, data)
 
 
-for target in (decompress, dns, extraction, headers, log, recipe, tar):
+for target in (addresses, decompress, dns, extraction, headers, log, recipe, tar):
     target()

@@ -8,6 +8,8 @@ use anyhow::{Result, ensure};
 use baleen_fault_injection::SimulatedDisk;
 use baleen_oci::{DiffId, Digest};
 use baleen_snapshotter::Limits;
+use baleen_snapshotter::decompress::Decompressor;
+use baleen_snapshotter::extraction::BUFFER_BYTES;
 use baleen_snapshotter::rebuild::rebuild;
 use baleen_snapshotter::tree::TreeWriter;
 use baleen_store::recipe::{RECIPE_NAME, Recipe};
@@ -95,6 +97,12 @@ pub const TARGETS: &[Target] = &[
         memory_bytes_max: MEBIBYTE,
     },
     Target { name: "headers", parse: headers, sources: &["crates/registry/src/auth.rs"], memory_bytes_max: MEBIBYTE },
+    Target {
+        name: "addresses",
+        parse: addresses,
+        sources: &["crates/registry/src/url.rs"],
+        memory_bytes_max: MEBIBYTE,
+    },
     Target {
         name: "dns",
         parse: dns,
@@ -219,9 +227,51 @@ fn check_canary(disk: &dyn Disk) {
     assert_eq!(look().expect("the file outside is there"), CANARY, "the file outside is another");
 }
 
-/// A compressed stream, with and without its own checksums counting, as a whole and byte by byte.
+/// A compressed stream, with and without its own checksums counting: how it is cut on its way must not matter.
 fn decompress(bytes: &[u8]) {
     baleen_snapshotter::fuzz::decompress(bytes);
+    let part = bytes.first().map_or(1, |first| usize::from(*first) % 64 + 1);
+    for verify_checksum in [true, false] {
+        let whole = decompressed(bytes, bytes.len().max(1), verify_checksum);
+        let cut = decompressed(bytes, part, verify_checksum);
+        if let (Some(whole), Some(cut)) = (whole, cut) {
+            assert!(whole == cut, "the result depends on how the stream is cut, here in parts of {part} bytes");
+        }
+    }
+}
+
+/// What the stream holds, `Err` if it is damaged; `None` if it holds more than [`OUTPUT_BYTES_MAX`].
+fn decompressed(bytes: &[u8], part: usize, verify_checksum: bool) -> Option<Result<Vec<u8>, ()>> {
+    const OUTPUT_BYTES_MAX: usize = 2 * MEBIBYTE;
+    let mut decompressor = Decompressor::new(verify_checksum);
+    let mut all = Vec::new();
+    let mut output = Vec::with_capacity(BUFFER_BYTES);
+    for mut rest in bytes.chunks(part) {
+        loop {
+            let Ok(count) = decompressor.run(rest, &mut output) else { return Some(Err(())) };
+            rest = &rest[count..];
+            if output.len() < BUFFER_BYTES {
+                assert!(rest.is_empty(), "it stops with room for output left");
+                break;
+            }
+            all.append(&mut output);
+            if all.len() > OUTPUT_BYTES_MAX {
+                return None;
+            }
+        }
+    }
+    loop {
+        match decompressor.finish(&mut output) {
+            Err(_) => return Some(Err(())),
+            Ok(Some(_)) => break,
+            Ok(None) => all.append(&mut output),
+        }
+        if all.len() > OUTPUT_BYTES_MAX {
+            return None;
+        }
+    }
+    all.append(&mut output);
+    Some(Ok(all))
 }
 
 /// The recipe of a layer: the bytes as what its frames hold, and as the whole file.
@@ -266,6 +316,13 @@ fn headers(bytes: &[u8]) {
     if let Some((first, last, total)) = baleen_registry::fuzzing::parse_content_range(text) {
         assert!(first <= last && total.is_none_or(|total| last < total));
     }
+}
+
+/// An address that a registry names, and after a line end where a redirect leads from there.
+fn addresses(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let (address, location) = text.split_once('\n').unwrap_or((text, text));
+    baleen_registry::fuzzing::addresses(address, location);
 }
 
 /// An answer of a name server, to a question that is always the same.

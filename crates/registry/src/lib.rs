@@ -40,4 +40,26 @@ pub mod fuzzing {
     pub use crate::auth::parse_challenges;
     pub use crate::blob::parse_content_range;
     pub use crate::resolve::message::parse_answer;
+    use crate::url::{Origin, Scheme, Url};
+
+    /// Parses an address, and where a redirect leads from it.
+    ///
+    /// # Panics
+    /// If a written address is read as another (U1 of `url`), or a path could end the request line.
+    pub fn addresses(address: &str, location: &str) {
+        let check = |url: &Url| {
+            assert_eq!(Url::parse(&url.to_string()).as_ref(), Some(url), "{url} is read as another");
+            let domain = url.origin.authority();
+            assert_eq!(Origin::of_domain(url.origin.scheme, &domain).as_ref(), Some(&url.origin), "{domain}");
+            assert!(url.path.starts_with('/') && !url.path.bytes().any(|byte| byte.is_ascii_control() || byte == b' '));
+            let _ = (url.origin.is_loopback(), url.origin.ip());
+        };
+        let base =
+            Url { origin: Origin { scheme: Scheme::Https, host: "r.example".into(), port: 443 }, path: "/v2/".into() };
+        let parsed = Url::parse(address);
+        parsed.iter().for_each(check);
+        if let Some(to) = parsed.unwrap_or(base).join(location) {
+            check(&to);
+        }
+    }
 }
