@@ -91,7 +91,8 @@ fn first_version(disk: &SimulatedDisk) -> io::Result<()> {
     write_new(disk, &disk.root()?, b"object.1", 1).map(drop)
 }
 
-const REPLACE: fn(&SimulatedDisk, bool) -> io::Result<()> = |disk, synced| {
+/// Puts version 2 in the place of version 1, with a sync of its file or without.
+fn replace(disk: &SimulatedDisk, synced: bool) -> io::Result<()> {
     let root = disk.root()?;
     let file = write_new(disk, &root, b"new", 2)?;
     if synced {
@@ -100,7 +101,7 @@ const REPLACE: fn(&SimulatedDisk, bool) -> io::Result<()> = |disk, synced| {
     disk.rename(&root, b"new", &root, b"object.2")?;
     disk.sync(&root)?;
     disk.remove_file(&root, b"object.1")
-};
+}
 
 /// A log of frames: length, checksum, payload. Its reader stops at the first that is not whole.
 mod log {
@@ -268,7 +269,7 @@ const WRONG: &[Toy] = &[
     Toy {
         name: "replacement by rename without a sync of the file",
         prepare: first_version,
-        write: |disk, _| REPLACE(disk, false),
+        write: |disk, _| replace(disk, false),
         find: find_some_version,
     },
     Toy {
@@ -436,7 +437,7 @@ const RIGHT: &[Toy] = &[
     Toy {
         name: "replacement by a new name",
         prepare: first_version,
-        write: |disk, _| REPLACE(disk, true),
+        write: |disk, _| replace(disk, true),
         find: find_some_version,
     },
     Toy {
