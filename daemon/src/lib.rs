@@ -14,9 +14,12 @@ mod api;
 mod http;
 mod json;
 mod logging;
+mod places;
 mod process;
 pub mod settings;
 mod sockets;
 mod sys;
 
+pub use places::PlaceError;
 pub use process::{DaemonError, run};
+pub use sockets::SocketError;

@@ -26,9 +26,10 @@ use tokio::task::JoinSet;
 
 use crate::api::Api;
 use crate::http::{self, Service};
+use crate::places::PlaceError;
 use crate::settings::{Config, Invocation, SettingsError};
 use crate::sockets::{self, Listener, SocketError};
-use crate::{logging, sys};
+use crate::{logging, places, sys};
 
 /// Connections at once; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 4096;
@@ -45,6 +46,9 @@ pub enum DaemonError {
     /// Sockets.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// Folders.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
     /// Another daemon has the pid file.
     #[error(
         "pid file {path} is held by a running daemon (pid {pid}); stop it, or give this one its own with --pidfile and --exec-root"
@@ -129,6 +133,8 @@ fn level(config: &Config) -> tracing::Level {
 async fn serve(invocation: Invocation, config: Config) -> Result<ExitCode, DaemonError> {
     let signals =
         Signals::new().map_err(|source| DaemonError::Io { action: "receive", path: "signals".into(), source })?;
+    places::check(&config.data_root)?;
+    places::check(&config.exec_root)?;
     make_private_folder(&config.exec_root)?;
     let _pid_file = config.pidfile.as_deref().map(PidFile::create).transpose()?;
     let listeners = sockets::listen(&config.hosts, &config.group, config.group_is_named)?;

@@ -1,7 +1,8 @@
 //! Containers: list, inspect, start, stop, kill, wait, logs, attach, resize, export, remove, prune.
 
 use baleen_engine::{
-    AttachRequest, LogLine, LogsRequest, OutputStream, RemoveContainer, StopRequest, Timestamp, WaitCondition,
+    AttachRequest, EngineError, LogLine, LogsRequest, OutputStream, RemoveContainer, StopRequest, Timestamp,
+    WaitCondition,
 };
 use bytes::Bytes;
 use serde_json::json;
@@ -119,7 +120,9 @@ pub(crate) async fn wait(name: &str, call: Call) -> Answer {
             Ok(exit) => json!({ "StatusCode": exit.code, "Error": { "Message": exit.error } }),
             Err(error) => json!({ "StatusCode": -1, "Error": { "Message": error.chain() } }),
         };
-        let _ = sender.send(Bytes::from(format!("{body}\n"))).await;
+        if sender.send(format!("{body}\n")).await.is_ok() {
+            sender.end();
+        }
     });
     Ok(Reply::stream("application/json", receiver))
 }
@@ -195,10 +198,10 @@ pub(crate) async fn logs(name: &str, call: Call) -> Answer {
             let line = tokio::select! {
                 line = log.next() => line,
                 () = sender.closed() => return,
-                () = api.ending() => return,
+                () = api.ending() => None,
             };
             let bytes = match line {
-                None => return,
+                None => return sender.end(),
                 Some(Ok(line)) => render(&line, timestamps, log.tty),
                 Some(Err(error)) => {
                     let text = format!("Error grabbing logs: {}\n", error.chain());
@@ -234,21 +237,20 @@ pub(crate) async fn export(name: &str, call: Call) -> Answer {
     let first = export.next().await.transpose()?;
     let (sender, receiver) = chunks();
     tokio::spawn(async move {
-        let mut next = first;
+        let mut next: Option<Result<Bytes, EngineError>> = first.map(Ok);
         while let Some(piece) = next {
-            if sender.send(piece).await.is_err() {
-                return;
-            }
-            next = match export.next().await {
-                Some(Ok(piece)) => Some(piece),
-                None => None,
-                Some(Err(error)) => {
-                    // The archive has no place for an error: it stays without its end, which readers notice.
-                    tracing::error!(error = error.chain(), "an export broke off");
-                    None
+            match piece {
+                Ok(piece) => {
+                    if sender.send(piece).await.is_err() {
+                        return;
+                    }
                 }
-            };
+                // An archive has no place for an error: the stream is broken off, which every client notices.
+                Err(error) => return tracing::error!(error = error.chain(), "an export broke off"),
+            }
+            next = export.next().await;
         }
+        sender.end();
     });
     Ok(Reply::stream("application/octet-stream", receiver))
 }

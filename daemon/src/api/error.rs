@@ -5,6 +5,7 @@ use std::io;
 use baleen_engine::{EngineError, Kind};
 
 use crate::http::Reply;
+use crate::json::clean;
 
 /// Why a request is refused.
 #[derive(Debug)]
@@ -38,7 +39,7 @@ impl ApiError {
         if self.status == 304 {
             return Reply::empty(304);
         }
-        let body = serde_json::json!({ "message": self.message });
+        let body = serde_json::json!({ "message": clean(&self.message) });
         Reply::whole(self.status, "application/json", format!("{body}\n"))
     }
 }

@@ -4,6 +4,7 @@ use baleen_engine::{EngineError, LoadRequest, Progress, PullRequest, RegistryAut
 use baleen_oci::{Platform, Reference, Repository};
 use serde_json::json;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use super::filters::{Filters, image_fits};
 use super::{Answer, ApiError, Call};
@@ -58,60 +59,78 @@ pub(crate) async fn create(call: Call) -> Answer {
     };
     let engine = call.engine().clone();
     let (sender, mut progress) = progress_channel();
-    // The future owns the pull: dropping it is how a client that has gone cancels it.
-    let mut pull = Box::pin(async move { engine.pull(request, sender).await });
+    // Dropping the task ends it: that is how a client that has gone cancels its pull.
+    let mut pull = OwnTask::spawn(async move { engine.pull(request, sender).await.map(|_| ()) });
     // Until the first message an error is a plain refusal.
     let first = tokio::select! {
         biased;
         first = progress.recv() => first,
-        done = &mut pull => match done {
-            Err(error) => return Err(error.into()),
-            // It was quicker than its first message was taken.
-            Ok(_) => {
-                let (chunks, receiver) = chunks();
-                tokio::spawn(async move { let _ = forward(&chunks, ProgressRenderer::Pull, progress).await; });
-                return Ok(Reply::stream("application/json", receiver));
-            }
-        },
         () = call.gone.wait() => return Err(ApiError::new(500, "the client has gone")),
+    };
+    let Some(first) = first else {
+        // It ended without a word.
+        pull.finished().await?;
+        return Ok(Reply::whole(200, "application/json", ""));
     };
     let (chunks, receiver) = chunks();
     tokio::spawn(async move {
-        if let Some(first) = first
-            && chunks.send(ProgressRenderer::Pull.line(&first)).await.is_err()
-        {
-            return;
-        }
-        let work = run_and_forward(&chunks, ProgressRenderer::Pull, pull, progress);
-        tokio::select! {
-            () = work => {}
-            () = chunks.closed() => tracing::info!("the client of a pull has gone"),
+        if chunks.send(ProgressRenderer::Pull.line(&first)).await.is_ok() {
+            run_and_forward(chunks, ProgressRenderer::Pull, pull, progress).await;
         }
     });
     Ok(Reply::stream("application/json", receiver))
 }
 
-/// Runs a verb and forwards what it tells; its error is the last line.
-async fn run_and_forward<T>(
-    chunks: &Chunks,
-    renderer: ProgressRenderer,
-    verb: impl Future<Output = Result<T, EngineError>>,
-    progress: mpsc::Receiver<Progress>,
-) {
-    // The verb drops its sender when it ends, which ends the forwarding after everything was taken.
-    let (done, ()) = tokio::join!(verb, forward(chunks, renderer, progress));
-    if let Err(error) = done {
-        tracing::warn!(error = error.chain(), "a streamed request failed");
-        let _ = chunks.send(error_line(&error.chain())).await;
+/// A verb in a task of its own, so that its panic is an error; it ends with its owner.
+struct OwnTask(JoinHandle<Result<(), EngineError>>);
+
+impl OwnTask {
+    fn spawn(verb: impl Future<Output = Result<(), EngineError>> + Send + 'static) -> OwnTask {
+        OwnTask(tokio::spawn(verb))
+    }
+
+    async fn finished(&mut self) -> Result<(), ApiError> {
+        match (&mut self.0).await {
+            Ok(done) => done.map_err(ApiError::from),
+            Err(error) => {
+                tracing::error!(error = %error, "a streamed request panicked");
+                Err(ApiError::new(500, "internal error: this request panicked; see the daemon's log"))
+            }
+        }
     }
 }
 
-async fn forward(chunks: &Chunks, renderer: ProgressRenderer, mut progress: mpsc::Receiver<Progress>) {
-    while let Some(message) = progress.recv().await {
+impl Drop for OwnTask {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Forwards what a verb tells until it or the client's patience ends; its error is the last line.
+async fn run_and_forward(
+    chunks: Chunks,
+    renderer: ProgressRenderer,
+    mut verb: OwnTask,
+    mut progress: mpsc::Receiver<Progress>,
+) {
+    loop {
+        // The verb drops its sender when it ends: then everything it told has been taken.
+        let message = tokio::select! {
+            message = progress.recv() => message,
+            () = chunks.closed() => return tracing::info!("the client of a streamed request has gone"),
+        };
+        let Some(message) = message else { break };
         if chunks.send(renderer.line(&message)).await.is_err() {
             return;
         }
     }
+    if let Err(error) = verb.finished().await {
+        tracing::warn!(error = error.message, "a streamed request failed");
+        if chunks.send(error_line(&error.message)).await.is_err() {
+            return;
+        }
+    }
+    chunks.end();
 }
 
 /// `POST /images/load`.
@@ -137,8 +156,8 @@ pub(crate) async fn load(call: Call) -> Answer {
                 }
             }
         };
-        let load = async move { engine.load(request, pieces, sender).await };
-        tokio::join!(feed, run_and_forward(&chunks, ProgressRenderer::Load, load, progress));
+        let load = OwnTask::spawn(async move { engine.load(request, pieces, sender).await });
+        tokio::join!(feed, run_and_forward(chunks, ProgressRenderer::Load, load, progress));
     });
     Ok(Reply::stream("application/json", receiver))
 }

@@ -26,7 +26,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::http::{Body, Gone, Head, Method, Reply, Request, Service};
-use crate::settings::Config;
+use crate::settings::{Config, Reloadable};
 use error::{ApiError, body_error};
 use input::{JSON_BYTES_MAX, Value};
 use query::Query;
@@ -79,10 +79,28 @@ impl Api {
         self.config.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
-    /// Takes over what a reload may change.
+    /// Takes over what a reload may change. What the engine was opened with stays, and a warning says so.
     pub(crate) fn reload(&self, config: Config) {
         let mut current = self.config.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        *current = Arc::new(Config { reloadable: config.reloadable, ..Config::clone(&current) });
+        let (old, new) = (&current.reloadable, config.reloadable);
+        for (setting, changed) in [
+            ("registry-mirrors", old.registry_mirrors != new.registry_mirrors),
+            ("insecure-registries", old.insecure_registries != new.insecure_registries),
+            ("max-concurrent-downloads", old.max_concurrent_downloads != new.max_concurrent_downloads),
+            ("max-download-attempts", old.max_download_attempts != new.max_download_attempts),
+        ] {
+            if changed {
+                tracing::warn!(setting, "this setting changes only with a restart of the daemon");
+            }
+        }
+        let reloadable = Reloadable {
+            registry_mirrors: old.registry_mirrors.clone(),
+            insecure_registries: old.insecure_registries.clone(),
+            max_concurrent_downloads: old.max_concurrent_downloads,
+            max_download_attempts: old.max_download_attempts,
+            ..new
+        };
+        *current = Arc::new(Config { reloadable, ..Config::clone(&current) });
     }
 
     /// Ends streams that would go on for ever.

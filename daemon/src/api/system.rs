@@ -1,7 +1,6 @@
 //! Ping, version, info, events, disk usage; and the networks and volumes that need no making.
 
 use baleen_engine::{EventQuery, Timestamp};
-use bytes::Bytes;
 use serde_json::json;
 
 use super::filters::Filters;
@@ -42,12 +41,12 @@ pub(crate) async fn events(call: Call) -> Answer {
             let event = tokio::select! {
                 event = events.next() => event,
                 () = sender.closed() => return,
-                () = api.ending() => return,
+                () = api.ending() => None,
             };
-            let Some(event) = event else { return };
+            let Some(event) = event else { return sender.end() };
             let mut line = serde_json::to_vec(&EventLine::from(&*event)).unwrap_or_default();
             line.push(b'\n');
-            if sender.send(Bytes::from(line)).await.is_err() {
+            if sender.send(line).await.is_err() {
                 return;
             }
         }

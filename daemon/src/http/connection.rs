@@ -254,11 +254,14 @@ impl Sending<'_> {
                 }
                 loop {
                     let chunk = tokio::select! {
-                        chunk = chunks.recv() => chunk,
+                        chunk = chunks.next() => chunk,
                         () = watch.wait() => return Err(io::ErrorKind::BrokenPipe.into()),
                     };
                     let Some(chunk) = chunk else { break };
                     self.chunk(&chunk, watch).await?;
+                }
+                if !chunks.is_whole() {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
                 }
                 let end: &[u8] = if self.chunked { b"0\r\n\r\n" } else { b"" };
                 self.writer.lock().await.write_all(end).await

@@ -1,5 +1,8 @@
 //! Replies: a whole body, a stream of messages, or a connection that stops being HTTP.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
@@ -17,16 +20,61 @@ pub(crate) struct Reply {
 
 pub(super) enum Content {
     Whole(Bytes),
-    Stream(mpsc::Receiver<Bytes>),
+    Stream(ChunkSource),
     Hijack(HijackRun),
 }
 
-/// The sending end of a streamed reply: each message is one chunk, flushed at once. Its `closed` says that the client has gone.
-pub(crate) type Chunks = mpsc::Sender<Bytes>;
+/// The sending end of a streamed reply: each message is one chunk, flushed at once. A stream that is dropped without
+/// [`Chunks::end`] is broken off, so that what a panic or an error has cut never looks whole to the client.
+pub(crate) struct Chunks {
+    sender: mpsc::Sender<Bytes>,
+    whole: Arc<AtomicBool>,
+}
+
+/// The client has gone.
+#[derive(Debug)]
+pub(crate) struct ClientGone;
+
+impl Chunks {
+    /// Sends one message; waits while the client does not read.
+    pub(crate) async fn send(&self, bytes: impl Into<Bytes>) -> Result<(), ClientGone> {
+        self.sender.send(bytes.into()).await.map_err(|_| ClientGone)
+    }
+
+    /// Returns once the client has gone.
+    pub(crate) async fn closed(&self) {
+        self.sender.closed().await;
+    }
+
+    /// Ends the stream as it should end.
+    pub(crate) fn end(self) {
+        self.whole.store(true, Ordering::Release);
+    }
+}
+
+/// The other end of [`Chunks`].
+pub(crate) struct ChunkSource {
+    receiver: mpsc::Receiver<Bytes>,
+    whole: Arc<AtomicBool>,
+}
+
+impl ChunkSource {
+    /// The next message; none at the end, however it came about.
+    pub(super) async fn next(&mut self) -> Option<Bytes> {
+        self.receiver.recv().await
+    }
+
+    /// Whether the end that was reached is the right one.
+    pub(super) fn is_whole(&self) -> bool {
+        self.whole.load(Ordering::Acquire)
+    }
+}
 
 /// Makes the two ends of a streamed reply.
-pub(crate) fn chunks() -> (Chunks, mpsc::Receiver<Bytes>) {
-    mpsc::channel(STREAM_MESSAGES_MAX)
+pub(crate) fn chunks() -> (Chunks, ChunkSource) {
+    let (sender, receiver) = mpsc::channel(STREAM_MESSAGES_MAX);
+    let whole = Arc::new(AtomicBool::new(false));
+    (Chunks { sender, whole: whole.clone() }, ChunkSource { receiver, whole })
 }
 
 impl Reply {
@@ -41,7 +89,7 @@ impl Reply {
     }
 
     /// A 200 whose head is sent at once and whose body follows in chunks.
-    pub(crate) fn stream(content_type: &'static str, chunks: mpsc::Receiver<Bytes>) -> Reply {
+    pub(crate) fn stream(content_type: &'static str, chunks: ChunkSource) -> Reply {
         Reply {
             status: 200,
             headers: vec![("Content-Type", content_type.to_owned())],

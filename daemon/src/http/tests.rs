@@ -61,8 +61,17 @@ impl Toy {
                             return;
                         }
                     }
+                    sender.end();
                 });
                 Reply::stream("application/json", receiver)
+            }
+            "/broken" => {
+                let (sender, receiver) = chunks();
+                tokio::spawn(async move {
+                    let _ = sender.send(Bytes::from_static(b"half")).await;
+                    panic!("on purpose");
+                });
+                Reply::stream("application/octet-stream", receiver)
             }
             "/held" => {
                 request.gone.wait().await;
@@ -210,6 +219,12 @@ async fn streams_are_chunked_for_http_1_1_and_end_with_the_connection_for_1_0() 
     assert!(answer.contains("\r\n\r\n3\r\none\r\n3\r\ntwo\r\n0\r\n\r\nHTTP/1.1 204"), "{answer}");
     let old = exchange(b"GET /stream HTTP/1.0\r\n\r\n").await;
     assert!(!old.contains("chunked") && old.ends_with("\r\n\r\nonetwo"), "{old}");
+}
+
+#[tokio::test]
+async fn a_stream_whose_maker_panicked_is_broken_off_and_never_looks_whole() {
+    let answer = exchange(b"GET /broken HTTP/1.1\r\n\r\nGET /empty HTTP/1.1\r\n\r\n").await;
+    assert!(answer.ends_with("\r\n\r\n4\r\nhalf\r\n"), "{answer}");
 }
 
 #[tokio::test]

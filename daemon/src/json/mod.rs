@@ -14,4 +14,4 @@ pub(crate) use event::EventLine;
 pub(crate) use image::{Deletion, History, ImageInspect, ImageListItem};
 pub(crate) use info::{Info, Version};
 pub(crate) use network::Network;
-pub(crate) use progress::{ProgressRenderer, error_line};
+pub(crate) use progress::{ProgressRenderer, clean, error_line};

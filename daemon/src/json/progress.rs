@@ -30,7 +30,15 @@ impl Message<'_> {
 
 /// The last line of a stream that failed: with both fields, since each is the only one that some client reads.
 pub(crate) fn error_line(message: &str) -> Bytes {
+    let message = clean(message);
     format!("{}\r\n", json!({ "errorDetail": { "message": message }, "error": message })).into()
+}
+
+/// A message without control characters and of bounded length: parts of it may come from a registry or an archive, and it
+/// ends on somebody's terminal.
+pub(crate) fn clean(message: &str) -> String {
+    const CHARACTERS_MAX: usize = 4096;
+    message.chars().take(CHARACTERS_MAX).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// Which verb's words are used.

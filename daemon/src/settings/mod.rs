@@ -13,7 +13,7 @@ mod flags;
 mod host;
 mod table;
 
-pub(crate) use config::Config;
+pub(crate) use config::{Config, Reloadable};
 pub use flags::Invocation;
 pub(crate) use flags::help;
 pub(crate) use host::Host;
