@@ -84,12 +84,6 @@ pub enum EngineError {
         /// Bytes that the store may still use.
         free_bytes: u64,
     },
-    /// The pull was cancelled because every client that waited for it has gone.
-    #[error("pull of {reference} was cancelled")]
-    PullCancelled {
-        /// Familiar reference.
-        reference: String,
-    },
     /// The registry does not have it, cannot be reached, or sends what cannot be used.
     #[error(transparent)]
     Registry(Box<RegistryError>),
@@ -174,6 +168,12 @@ pub enum EngineError {
         /// The field, value or verb.
         what: String,
     },
+    /// A network that cannot be had yet.
+    #[error("network mode \"{mode}\" is not implemented yet; use --network none or --network host")]
+    NetworkMode {
+        /// `bridge`, `container:x`, or a network's name.
+        mode: String,
+    },
     /// Not allowed whatever the credentials.
     #[error("{text}")]
     Forbidden {
@@ -236,7 +236,7 @@ impl EngineError {
             Self::AlreadyStarted | Self::AlreadyStopped => Kind::NotModified,
             Self::StartFailed { kind, .. } => *kind,
             Self::Shared(error) => error.kind(),
-            Self::NotImplemented { .. } | Self::LogsUnreadable => Kind::NotImplemented,
+            Self::NotImplemented { .. } | Self::NetworkMode { .. } | Self::LogsUnreadable => Kind::NotImplemented,
             Self::Registry(error) => match error.docker_status() {
                 401 => Kind::Unauthorized,
                 403 => Kind::Forbidden,
@@ -247,7 +247,6 @@ impl EngineError {
             Self::ImageRefused { .. }
             | Self::LayerRefused { .. }
             | Self::NoSpace { .. }
-            | Self::PullCancelled { .. }
             | Self::Io { .. }
             | Self::Part { .. }
             | Self::Panicked { .. } => Kind::System,

@@ -6,7 +6,7 @@
 //!     the verb's events are sent after that.
 //! E3  Blocking work (store, snapshotter, runtime) runs behind one [`Door`](door): a bounded pool of threads. A job
 //!     that has entered runs to its end, even if its caller has gone.
-//! E4  No lock is held across an `.await`.
+//! E4  No lock is held across an `.await`. What excludes whole verbs from each other is a turn: a semaphore of one.
 //! E5  Durable facts (images, tags, a container's configuration) are in the store; PIDs, exit codes and restart counts
 //!     are in the exec root and may be lost by a reboot.
 

@@ -1,8 +1,5 @@
 //! Names and IDs of containers: the rules, and names for those who do not care.
 
-use std::fs::File;
-use std::io::Read;
-
 use crate::error::EngineError;
 
 /// Longest name; Docker has no limit, but the name is a host name and part of a record.
@@ -94,10 +91,13 @@ pub(crate) fn made_up(random: u64, attempt: u32) -> String {
 
 /// Random bytes from the kernel.
 pub(crate) fn random<const N: usize>() -> Result<[u8; N], EngineError> {
-    let path = "/dev/urandom";
     let mut bytes = [0; N];
-    let read = File::open(path).and_then(|mut file| file.read_exact(&mut bytes));
-    read.map_err(|source| EngineError::Io { action: "read", path: path.into(), source })?;
+    // By the system call: /dev may be empty where the daemon lives in a chroot.
+    getrandom::getrandom(&mut bytes).map_err(|error| EngineError::Io {
+        action: "read",
+        path: "the kernel's random numbers".into(),
+        source: std::io::Error::from_raw_os_error(error.raw_os_error().unwrap_or_default()),
+    })?;
     Ok(bytes)
 }
 

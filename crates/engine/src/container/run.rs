@@ -302,7 +302,33 @@ impl Engine {
             }
             found.push((container, shim));
         }
+        self.clean_exec_root();
         found
+    }
+
+    /// Removes what containers that are gone have left in the exec root, when a removal was cut after its record.
+    fn clean_exec_root(&self) {
+        for folder in ["containers", "etc"] {
+            let Ok(entries) = std::fs::read_dir(self.config.exec_root.join(folder)) else { continue };
+            for entry in entries.flatten() {
+                let id = entry.file_name().to_string_lossy().into_owned();
+                if self.store.container(&id).is_some() {
+                    continue;
+                }
+                let cleaned = match folder {
+                    "etc" => EtcFiles::of(&self.config.exec_root, &id).remove(),
+                    _ => client::clean_up(&entry.path()).map_err(|error| runtime_error("clean up", error)),
+                };
+                match cleaned {
+                    Ok(()) => tracing::info!(container = id, "cleaned up after a container that is gone"),
+                    Err(error) => tracing::warn!(
+                        container = id,
+                        error = error.chain(),
+                        "cannot clean up after a container that is gone"
+                    ),
+                }
+            }
+        }
     }
 
     /// The shim of a container that runs; else what its run directory tells of its last run.

@@ -28,6 +28,8 @@ crate::tests!(
     a_log_that_is_followed_ends_with_the_container,
     an_image_in_use_is_not_deleted,
     what_a_container_wrote_is_there_at_its_next_start,
+    a_container_whose_shim_is_killed_ends_and_leaves_no_process,
+    what_a_cut_removal_left_in_the_exec_root_goes_at_the_next_start,
     an_export_has_what_the_container_sees_whether_it_runs_or_not,
 );
 
@@ -313,5 +315,39 @@ fn an_export_has_what_the_container_sees_whether_it_runs_or_not() -> Result<()> 
         assert_eq!(std::fs::read_dir(unpacked.join("proc"))?.count(), 0);
     }
     assert_eq!(mounts_below(fixture.scratch.path()), Vec::<std::path::PathBuf>::new());
+    Ok(())
+}
+
+fn a_container_whose_shim_is_killed_ends_and_leaves_no_process() -> Result<()> {
+    let (fixture, image) = with_busybox("shim")?;
+    let id = fixture.start(&image, &["sleep", "1000"])?;
+    let pid = fixture.run(fixture.engine().container(&id, false))?.state.pid;
+    let record = std::fs::read(fixture.scratch.join(format!("run/containers/{id}/state.json")))?;
+    let record: serde_json::Value = serde_json::from_slice(&record)?;
+    let shim = record["shim_pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).context("no shim")?;
+    let shim = rustix::process::Pid::from_raw(shim).context("no shim")?;
+    rustix::process::kill_process(shim, rustix::process::Signal::KILL)?;
+    assert_eq!(fixture.exit_code(&id)?, 137);
+    // Only its entry in the process table may be left until it is reaped.
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    assert!(status.is_empty() || status.contains("State:\tZ") || status.contains("State:\tX"), "{status}");
+    assert_eq!(mounts_below(fixture.scratch.path()), Vec::<std::path::PathBuf>::new());
+    fixture.run(fixture.engine().start_container(&id))?;
+    Ok(())
+}
+
+fn what_a_cut_removal_left_in_the_exec_root_goes_at_the_next_start() -> Result<()> {
+    let mut fixture = Fixture::new("left")?;
+    fixture.abandon()?;
+    let gone = "7".repeat(64);
+    for folder in ["containers", "etc"] {
+        let folder = fixture.scratch.join("run").join(folder).join(&gone);
+        std::fs::create_dir_all(&folder)?;
+        std::fs::write(folder.join("exit.json"), "{}")?;
+    }
+    fixture.open()?;
+    for folder in ["containers", "etc"] {
+        assert!(!fixture.scratch.join("run").join(folder).join(&gone).exists());
+    }
     Ok(())
 }
