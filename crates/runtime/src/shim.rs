@@ -117,6 +117,9 @@ fn set_up(config: ShimConfig) -> Result<serve::Server, StartFailure> {
     let held: OwnedFd = fs::File::open(dir).map_err(|error| failed("open", dir, &error))?.into();
     let signals = sys::child_signal_fd().map_err(|error| failed("watch children of", dir, &error))?;
 
+    if !sys::has_mount_setattr() {
+        return Err(StartFailure::other("this kernel has no mount_setattr(2); containers need Linux 5.12 or newer"));
+    }
     let oci = spec::runtime_spec(spec, &config.rootfs).map_err(refusal)?;
     let rules = spec::device_rules(spec).map_err(refusal)?;
     spec::make_working_directory(spec, &config.rootfs).map_err(refusal)?;

@@ -196,6 +196,14 @@ fn sealed_copy(path: &Path) -> io::Result<OwnedFd> {
     Ok(copy.into())
 }
 
+/// Whether the kernel can change a mount by descriptor (Linux 5.12); the runtime library cannot mount without.
+pub(crate) fn has_mount_setattr() -> bool {
+    // SAFETY: with a size of 0 the attributes are not read (the call fails with EINVAL, or ENOSYS where it does not exist); the path is
+    // a NUL-terminated literal.
+    let result = unsafe { libc::syscall(libc::SYS_mount_setattr, -1, c"".as_ptr(), 0, ptr::null::<u64>(), 0_usize) };
+    result == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::ENOSYS)
+}
+
 /// Loads a program that decides about device access (`BPF_PROG_TYPE_CGROUP_DEVICE`).
 pub(crate) fn load_device_program(instructions: &[u64]) -> io::Result<OwnedFd> {
     const PROG_LOAD: libc::c_long = 5;

@@ -32,12 +32,19 @@ impl Causes {
         Ok(())
     }
 
-    /// The first event, which is the deepest cause.
-    pub(super) fn first(mut self) -> Option<String> {
+    /// The deepest cause: the first event, and the first one that shows an error in full, since the others' words may lack the
+    /// system's.
+    pub(super) fn deepest(mut self) -> Option<String> {
         let mut text = String::new();
         self.file.seek(SeekFrom::Start(0)).ok()?;
         self.file.take(ALL_BYTES_MAX).read_to_string(&mut text).ok()?;
-        text.lines().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned)
+        let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        let first = lines.next()?;
+        let in_full = |line: &str| line.contains("(err: ");
+        match lines.find(|line| in_full(line)).filter(|_| !in_full(first)) {
+            Some(full) => Some(format!("{first}: {full}")),
+            None => Some(first.to_owned()),
+        }
     }
 }
 
@@ -110,8 +117,9 @@ mod tests {
         tracing::subscriber::with_default(collector, || {
             tracing::warn!("not this");
             tracing::error!(path = "/x", "cannot open\nit");
-            tracing::error!("failed to prepare");
+            tracing::error!(err = 38, "failed to prepare");
+            tracing::error!(err = 38, "failed to create");
         });
-        assert_eq!(causes.first().unwrap(), "cannot open it (path: \"/x\")");
+        assert_eq!(causes.deepest().unwrap(), "cannot open it (path: \"/x\"): failed to prepare (err: 38)");
     }
 }

@@ -71,9 +71,9 @@ pub(super) fn create(plan: Plan<'_>) -> Result<Created, StartFailure> {
         Ok(Report::Created(pid)) => Ok(Created { pid, outcome }),
         Ok(Report::Failed(text)) => {
             // The program's own failure first: it has a kind. The library's words else, with the cause that it lost.
-            Err(serde_json::from_slice(&read_all(outcome.into())).unwrap_or_else(|_| describe(&text, causes.first())))
+            Err(serde_json::from_slice(&read_all(outcome.into())).unwrap_or_else(|_| describe(&text, causes.deepest())))
         }
-        Err(_) => Err(describe("the runtime library ended without an answer", causes.first())),
+        Err(_) => Err(describe("the runtime library ended without an answer", causes.deepest())),
     }
 }
 

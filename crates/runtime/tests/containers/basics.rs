@@ -25,6 +25,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_missing_interpreter_is_127", a_missing_interpreter_is_127),
     ("unknown_users_and_missing_bind_sources_are_named", unknown_users_and_missing_bind_sources_are_named),
     ("a_directory_on_a_file_is_refused_with_dockers_hint", a_directory_on_a_file_is_refused_with_dockers_hint),
+    ("the_cause_that_the_library_loses_is_told", the_cause_that_the_library_loses_is_told),
     ("users_and_groups_come_from_the_image", users_and_groups_come_from_the_image),
     ("environment_working_directory_and_host_name_are_set", environment_working_directory_and_host_name_are_set),
     ("binds_and_tmpfs_are_mounted", binds_and_tmpfs_are_mounted),
@@ -160,6 +161,22 @@ fn a_directory_on_a_file_is_refused_with_dockers_hint() {
         failure.message.contains("not a directory")
             && failure.message.contains("Are you trying to mount a directory onto a file")
     );
+}
+
+fn the_cause_that_the_library_loses_is_told() {
+    let mut fixture = Fixture::new(&["true"]);
+    fixture.spec.mounts = vec![MountSpec {
+        kind: MountKind::Tmpfs { options: "size=plenty".to_owned() },
+        target: "/scratch".to_owned(),
+        readonly: false,
+    }];
+    let failure = start_failure(fixture.run());
+    assert_eq!(failure.kind, FailureKind::Other);
+    assert!(failure.message.contains("/scratch") && failure.message.contains("EINVAL"), "{failure}");
+    fixture.spec.mounts.clear();
+    fixture.spec.cwd = "/etc/passwd".to_owned();
+    let failure = start_failure(fixture.run());
+    assert!(failure.message.contains("chdir") && failure.message.contains("ENOTDIR"), "{failure}");
 }
 
 fn users_and_groups_come_from_the_image() {
