@@ -68,7 +68,7 @@ pub enum DaemonError {
         root: PathBuf,
         /// Why.
         #[source]
-        source: EngineError,
+        source: Box<EngineError>,
     },
     /// A system call failed.
     #[error("cannot {action} {path}")]
@@ -138,9 +138,10 @@ async fn serve(invocation: Invocation, config: Config) -> Result<ExitCode, Daemo
     make_private_folder(&config.exec_root)?;
     let _pid_file = config.pidfile.as_deref().map(PidFile::create).transpose()?;
     let listeners = sockets::listen(&config.hosts, &config.group, config.group_is_named)?;
+    let engine_error =
+        |action, error| DaemonError::Engine { action, root: config.data_root.clone(), source: Box::new(error) };
     let engine = Engine::open(engine_config(&config)).await;
-    let engine =
-        engine.map_err(|source| DaemonError::Engine { action: "open", root: config.data_root.clone(), source })?;
+    let engine = engine.map_err(|error| engine_error("open", error))?;
     let api = Arc::new(Api::new(engine.clone(), config.clone()));
     tracing::info!(path = %config.data_root.display(), "the daemon has started");
     notify("READY=1");
@@ -150,11 +151,7 @@ async fn serve(invocation: Invocation, config: Config) -> Result<ExitCode, Daemo
     if !live_restore {
         stop_all(&engine, api.config().reloadable.shutdown_timeout).await;
     }
-    engine.close().await.map_err(|source| DaemonError::Engine {
-        action: "close",
-        root: config.data_root.clone(),
-        source,
-    })?;
+    engine.close().await.map_err(|error| engine_error("close", error))?;
     tracing::info!("the daemon has ended");
     Ok(code)
 }

@@ -35,7 +35,7 @@ pub(super) struct GoneWatch {
 impl GoneWatch {
     /// Starts to watch a connection. If the descriptor cannot be duplicated, the watch never fires by itself.
     pub(super) fn new(stream: BorrowedFd<'_>) -> (GoneWatch, Gone) {
-        let fd = stream.try_clone_to_owned().and_then(|fd| sys::watch_writes(fd));
+        let fd = stream.try_clone_to_owned().and_then(sys::watch_writes);
         let (sender, receiver) = watch::channel(false);
         (GoneWatch { fd: fd.ok(), sender }, Gone(receiver))
     }

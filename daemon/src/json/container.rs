@@ -230,24 +230,31 @@ fn status_text(details: &ContainerDetails, now: Timestamp) -> String {
 
 /// A duration in Docker's words.
 fn duration_text(seconds: i64) -> String {
-    let (minutes, hours) = (seconds / 60, seconds / 3600);
-    match seconds {
-        ..1 => "Less than a second".to_owned(),
-        1 => "1 second".to_owned(),
-        ..60 => format!("{seconds} seconds"),
-        ..120 => "About a minute".to_owned(),
-        ..3600 => format!("{minutes} minutes"),
-        // Docker rounds hours from here on.
-        _ => match (seconds + 1800) / 3600 {
-            ..2 => "About an hour".to_owned(),
-            rounded @ ..48 => format!("{rounded} hours"),
-            _ => match hours {
-                ..336 => format!("{} days", hours / 24),
-                ..1440 => format!("{} weeks", hours / 24 / 7),
-                ..17520 => format!("{} months", hours / 24 / 30),
-                _ => format!("{} years", hours / 24 / 365),
-            },
-        },
+    let (minutes, days) = (seconds / 60, seconds / 86_400);
+    // Docker rounds hours, and nothing else.
+    let rounded_hours = (seconds + 1800) / 3600;
+    if seconds < 1 {
+        "Less than a second".to_owned()
+    } else if seconds == 1 {
+        "1 second".to_owned()
+    } else if seconds < 60 {
+        format!("{seconds} seconds")
+    } else if minutes == 1 {
+        "About a minute".to_owned()
+    } else if minutes < 60 {
+        format!("{minutes} minutes")
+    } else if rounded_hours == 1 {
+        "About an hour".to_owned()
+    } else if rounded_hours < 48 {
+        format!("{rounded_hours} hours")
+    } else if days < 14 {
+        format!("{days} days")
+    } else if days < 60 {
+        format!("{} weeks", days / 7)
+    } else if days < 730 {
+        format!("{} months", days / 30)
+    } else {
+        format!("{} years", days / 365)
     }
 }
 

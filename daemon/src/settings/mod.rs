@@ -1,4 +1,4 @@
-//! What the daemon is told: dockerd's flags, `daemon.json`, and the [`Config`] that both end in.
+//! What the daemon is told: dockerd's flags, `daemon.json`, and the `Config` that both end in.
 //!
 //! S1  A key is given once: as a flag or in the file, never both.
 //! S2  A key that nobody knows is refused. One that has no meaning here is accepted and warned about. One that is not
