@@ -142,7 +142,8 @@ impl Url {
             Some(b'?') => format!("{own_path}{location}"),
             Some(_) => format!("{}/{location}", own_path.rsplit_once('/').map_or("", |(folder, _)| folder)),
         };
-        Some(Url { origin: self.origin.clone(), path })
+        // Through the parser: what it would refuse of another server it refuses of this one.
+        Url::parse(&format!("{}{path}", self.origin))
     }
 }
 
@@ -231,7 +232,7 @@ mod tests {
         ] {
             assert_eq!(from.join(location).unwrap().to_string(), to);
         }
-        for location in ["javascript:x", "https://a\r\nb/", "http:///", "/é"] {
+        for location in ["javascript:x", "https://a\r\nb/", "http:///", "/é", "/a`b"] {
             assert_eq!(from.join(location), None, "{location}");
         }
     }
