@@ -78,6 +78,11 @@ impl SimulatedDisk {
         self.living().calls
     }
 
+    /// The numbers of the calls that were no steps: they change and sync nothing.
+    pub(crate) fn other_calls(&self) -> Vec<u64> {
+        self.living().other_calls.clone()
+    }
+
     /// Makes everything durable, forgets the record and all faults, and starts every number anew at 0.
     pub fn settle(&self) {
         let mut inner = self.living();
@@ -86,6 +91,7 @@ impl SimulatedDisk {
         inner.record = Record::default();
         (inner.steps, inner.barriers, inner.calls) = (0, 0, 0);
         inner.calls_of.clear();
+        inner.other_calls.clear();
         inner.dirty.clear();
         inner.clear_faults();
         inner.writes_failed = false;

@@ -88,6 +88,8 @@ pub struct Exploration {
     pub after_error: Subsets,
     /// Each step of the workload fails once with each of these.
     pub errors: Vec<Errno>,
+    /// Each call of the workload that changes nothing fails once with `EIO`: reads, looks, opens.
+    pub read_errors: bool,
     /// The disk gets full at each step.
     pub full_disk: bool,
     /// The disk turns read-only at each step.
@@ -115,6 +117,7 @@ impl Default for Exploration {
             recovery: Some(Subsets::few(2)),
             after_error: Subsets { random: 8, ..Subsets::default() },
             errors: vec![Errno::IO],
+            read_errors: true,
             full_disk: true,
             read_only: true,
             kills: true,
@@ -133,6 +136,7 @@ impl Exploration {
     pub fn cuts_only() -> Self {
         Self {
             errors: Vec::new(),
+            read_errors: false,
             full_disk: false,
             read_only: false,
             kills: false,
@@ -162,7 +166,7 @@ pub fn explore<S: Scenario>(scenario: &S, exploration: &Exploration) -> Report {
     };
     explorer.cuts(&run);
     if !explorer.is_done() {
-        explorer.mishaps(run.recording.steps());
+        explorer.mishaps(&run);
     }
     if exploration.errors_in_recovery && !explorer.is_done() {
         explorer.errors_in_recovery(&run);
@@ -256,6 +260,8 @@ struct Run<A> {
     recording: Recording,
     journal: Journal<A>,
     result: Result<(), String>,
+    /// The numbers of the calls that were no steps.
+    other_calls: Vec<u64>,
 }
 
 struct Recovered {
@@ -311,16 +317,18 @@ impl<'a, S: Scenario> Explorer<'a, S> {
             Some(Mishap::Error(step, errno)) => disk.fail_step(step, errno),
             Some(Mishap::Full(step)) => disk.full_from(step),
             Some(Mishap::ReadOnly(step)) => disk.read_only_from(step),
+            Some(Mishap::Call(call)) => disk.inject(Fault { when: When::Call(call), errno: Errno::IO }),
             Some(Mishap::Killed(step)) => disk.cut_power_at(step),
             Some(Mishap::SkippedBarrier(number)) => disk.skip_barrier(number),
         }
         let mut journal = Journal::new(&disk);
         let result = caught(|| self.scenario.workload(&disk, &mut journal));
+        let other_calls = disk.other_calls();
         disk.clear_faults();
         if let Some(Mishap::Killed(_)) = mishap {
             disk.restore_power(); // Only the process was gone.
         }
-        Run { mishap, recording: disk.recording(), disk, journal, result }
+        Run { mishap, recording: disk.recording(), disk, journal, result, other_calls }
     }
 
     fn disk(&self, tree: Tree) -> SimulatedDisk {
@@ -473,15 +481,18 @@ impl<'a, S: Scenario> Explorer<'a, S> {
         }
     }
 
-    /// Every step with an error, with a full disk, with a read-only disk, and the last before a kill.
-    fn mishaps(&self, steps: u64) {
+    /// Every step with an error, with a full disk, with a read-only disk, as the last before a kill; and failing reads.
+    fn mishaps(&self, run: &Run<S::Ack>) {
         let Exploration { errors, full_disk, read_only, kills, .. } = self.exploration;
         let mut mishaps = Vec::new();
-        for step in 0..steps {
+        for step in 0..run.recording.steps() {
             mishaps.extend(errors.iter().map(|errno| Mishap::Error(step, *errno)));
             mishaps.extend(full_disk.then_some(Mishap::Full(step)));
             mishaps.extend(read_only.then_some(Mishap::ReadOnly(step)));
             mishaps.extend(kills.then_some(Mishap::Killed(step)));
+        }
+        if self.exploration.read_errors {
+            mishaps.extend(run.other_calls.iter().map(|call| Mishap::Call(*call)));
         }
         self.in_parallel(mishaps.len() as u64, |numbers| {
             for number in numbers {
@@ -677,6 +688,7 @@ fn in_words(before: &Replay) -> String {
         Some(Mishap::Error(step, errno)) => format!("step {step} failed with {errno:?}\n"),
         Some(Mishap::Full(step)) => format!("the disk was full from step {step} on\n"),
         Some(Mishap::ReadOnly(step)) => format!("the disk was read-only from step {step} on\n"),
+        Some(Mishap::Call(call)) => format!("call {call} of the workload failed with EIO\n"),
         Some(Mishap::Killed(step)) => format!("the process was killed before step {step}\n"),
         Some(Mishap::SkippedBarrier(number)) => format!("barrier {number} was skipped\n"),
     };

@@ -87,6 +87,8 @@ pub(crate) struct Living {
     pub(crate) steps: u64,
     pub(crate) barriers: u64,
     pub(crate) calls: u64,
+    /// The numbers of the calls that were no steps.
+    pub(crate) other_calls: Vec<u64>,
     pub(crate) calls_of: HashMap<Operation, u64>,
     pub(crate) faults: Vec<Fault>,
     pub(crate) skipped_barriers: HashSet<u64>,
@@ -161,6 +163,7 @@ impl Living {
             steps: 0,
             barriers: 0,
             calls: 0,
+            other_calls: Vec::new(),
             calls_of: HashMap::new(),
             faults: Vec::new(),
             skipped_barriers: HashSet::new(),
@@ -198,6 +201,9 @@ impl Living {
         let of_kind = self.calls_of.entry(operation).or_default();
         let nth = *of_kind;
         *of_kind += 1;
+        if !operation.is_step() {
+            self.other_calls.push(call);
+        }
         if operation.is_step() {
             self.steps += 1;
             if self.full_from.is_some_and(|from| step >= from) {

@@ -16,6 +16,8 @@ pub enum Mishap {
     Full(u64),
     /// The disk is read-only from a step on.
     ReadOnly(u64),
+    /// A call fails with `EIO`, counted with those that change nothing.
+    Call(u64),
     /// The process is killed before a step; the disk lives on.
     Killed(u64),
     /// A barrier says that it was done and does nothing.
@@ -36,7 +38,7 @@ pub enum Then {
 }
 
 /// A run of a scenario: `eio@12 31:kkl 4:k` reads as "step 12 fails with EIO, the power goes before step 31, and again
-/// before step 4 of the recovery". Other words: `enospc@N`, `edquot@N`, `erofs@N`, `full@N`, `read-only@N`, `kill@N`, `skip@N` (a barrier),
+/// before step 4 of the recovery". Other words: `enospc@N`, `edquot@N`, `erofs@N`, `eio-call@N`, `full@N`, `read-only@N`, `kill@N`, `skip@N` (a barrier),
 /// `reopen`, `reopen-cached`, `call@N`, `old-kernel`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Replay {
@@ -73,6 +75,7 @@ impl fmt::Display for Replay {
             }
             Some(Mishap::Full(step)) => words.push(format!("full@{step}")),
             Some(Mishap::ReadOnly(step)) => words.push(format!("read-only@{step}")),
+            Some(Mishap::Call(call)) => words.push(format!("eio-call@{call}")),
             Some(Mishap::Killed(step)) => words.push(format!("kill@{step}")),
             Some(Mishap::SkippedBarrier(number)) => words.push(format!("skip@{number}")),
         }
@@ -120,6 +123,7 @@ impl FromStr for Replay {
             match (name, errno) {
                 ("full", _) => replay.mishap = Some(Mishap::Full(number)),
                 ("read-only", _) => replay.mishap = Some(Mishap::ReadOnly(number)),
+                ("eio-call", _) => replay.mishap = Some(Mishap::Call(number)),
                 ("kill", _) => replay.mishap = Some(Mishap::Killed(number)),
                 ("skip", _) => replay.mishap = Some(Mishap::SkippedBarrier(number)),
                 ("call", _) => replay.then.push(Then::ErrorInRecovery(number)),
@@ -145,6 +149,7 @@ mod tests {
             "eio@1 reopen-cached",
             "skip@2 5:l",
             "kill@7 reopen",
+            "eio-call@4 3:l",
             "call@8",
             "old-kernel read-only@0",
         ] {
