@@ -95,7 +95,7 @@ fn a_layer_that_is_not_what_its_digest_its_size_or_its_diff_id_says_is_refused()
         String::from_utf8(image.config.clone())?.replace(&image.layers[0].diff_id(), &digest(b"something else"));
     let wrong = Image::from_documents(image.layers.clone(), config.into_bytes(), &image.manifest_type);
     bench.stub.add("diff-id", "v1", &wrong);
-    bench.refused("diff-id", &["diff id", "unpacks to"])?;
+    bench.refused("diff-id", &["diff id"])?;
 
     // A configuration that is not what the manifest names.
     bench.stub.add("config", "v1", &image);
@@ -148,7 +148,7 @@ fn compressed_data_that_ends_early_or_is_damaged_is_refused() -> Result<()> {
         let layer =
             Layer { tar: tar.clone(), blob, media_type: "application/vnd.oci.image.layer.v1.tar+gzip".to_owned() };
         bench.stub.add(name, "v1", &Image::new(vec![layer], &["/text"]));
-        bench.refused(name, &["gzip", "unpacks to"])?;
+        bench.refused(name, &["gzip", "diff id"])?;
     }
     let zstd = Layer::from_tar(tar.clone(), Compression::Zstd)?;
     let half = zstd.blob[..zstd.blob.len() / 2].to_vec();

@@ -91,7 +91,7 @@ fn pull_in_jail(scratch: &Scratch, network: &Network, reference: &str, files: &[
     }
     let log = fs::File::create(scratch.join("jail.log"))?;
     let insecure = reference.split('/').next().unwrap_or_default().to_owned();
-    let mut command = in_network(Some(network.name()), "chroot");
+    let mut command = in_network(Some(network.name()), "/usr/sbin/chroot");
     command
         .arg(&jail)
         .args(["/baleen", "daemon", "-H", "unix:///s", "--data-root", "/root", "--exec-root", "/x", "-p", "/pid"])
