@@ -244,19 +244,24 @@ fn an_error_of_the_disk_while_staging_drops_that_staging() {
 
 #[test]
 fn a_failed_barrier_drops_every_staging_of_that_moment_and_each_succeeds_by_a_sync_of_each_file() {
-    let fails = |step: Option<u64>, errno: Errno, layer_first: bool| {
+    type Stage = fn(&Store) -> Result<Txn, StoreError>;
+    let layer: Stage = |store| staged_layer(store, "top", Durability::Cheapest);
+    let image: Stage = |store| staged_image(store, "new", "base", "app:2", Durability::Cheapest);
+    // Beside an image that syncs its own files: nothing but the store tells it of the failure.
+    let other: Stage = |store| staged_image(store, "other", "base", "app:4", Durability::Cheapest);
+    let fails = |first: Stage, second: Stage, fault: Option<(u64, Errno)>| {
         let (disk, store) = store_with_image();
-        let layer = staged_layer(&store, "top", Durability::Cheapest).expect("a staged layer");
-        let image = staged_image(&store, "new", "base", "app:2", Durability::Cheapest).expect("a staged image");
-        if let Some(step) = step {
+        let (first, second) = (first(&store).expect("it is staged"), second(&store).expect("it is staged"));
+        if let Some((step, errno)) = fault {
             disk.fail_step(step, errno);
         }
-        let (first, second) = if layer_first { (layer, image) } else { (image, layer) };
         (disk, store, first.commit(), second.commit())
     };
-    for layer_first in [true, false] {
-        let (disk, _, first, second) = fails(None, Errno::IO, layer_first);
-        first.and(second).expect("nothing fails");
+    for (pair, first, second) in
+        [("layer, image", layer, image), ("image, layer", image, layer), ("images", other, image)]
+    {
+        let (disk, _, committed, too) = fails(first, second, None);
+        committed.and(too).expect("nothing fails");
         let described = disk.recording().described();
         // The first commit ends with the sync of its record.
         let own = described.iter().take_while(|(_, what)| !is_of_log(what));
@@ -264,12 +269,12 @@ fn a_failed_barrier_drops_every_staging_of_that_moment_and_each_succeeds_by_a_sy
         assert!(!barriers.is_empty());
         for step in barriers {
             for errno in [Errno::IO, Errno::NOSPC, Errno::DQUOT] {
-                let what = format!("layer first: {layer_first}, step {step}: {errno}");
-                let (disk, store, first, second) = fails(Some(step), errno, layer_first);
+                let what = format!("{pair}, step {step}: {errno}");
+                let (disk, store, first, second) = fails(first, second, Some((step, errno)));
                 assert!(matches!(first, Err(StoreError::StagingDropped)), "{what}: {first:?}");
                 assert!(matches!(second, Err(StoreError::StagingDropped)), "{what}: {second:?}");
                 assert!(!store.writes_stopped(), "{what}");
-                assert!(store.layer(&key("top")).is_none() && store.image(&image("new")).is_none(), "{what}");
+                assert!(store.layer(&key("top")).is_none() && store.images().len() == 1, "{what}");
                 assert_nothing_is_staged(&disk, &what);
                 assert_old_things_intact(&store, &what);
 
