@@ -23,7 +23,7 @@ use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, PidfdFlags};
 
 use crate::cgroup::{self, Cgroup};
-use crate::client::{LeftBehind, SOCKET_NAME, STATE_NAME, ShimConfig};
+use crate::client::{self, EXIT_NAME, LeftBehind, SOCKET_NAME, STATE_NAME, ShimConfig};
 use crate::error::{FailureKind, StartFailure};
 use crate::logs::LogWriter;
 use crate::protocol::{self, Response};
@@ -71,6 +71,10 @@ fn run() -> Result<(), StartFailure> {
     let config = read_config()?;
     become_shim().map_err(|error| StartFailure::other(format!("cannot set up the shim process: {error}")))?;
     let dir = config.dir.clone();
+    if client::connect_socket(&dir).is_ok() {
+        // Before anything is set up: cleaning up would take a living container's files away.
+        return Err(StartFailure::other("container has a shim already; connect to it or delete it first"));
+    }
     let server = match set_up(config) {
         Ok(server) => server,
         Err(failure) => {
@@ -115,6 +119,13 @@ fn set_up(config: ShimConfig) -> Result<serve::Server, StartFailure> {
     };
     let (dir, spec) = (&config.dir, &config.spec);
     let held: OwnedFd = fs::File::open(dir).map_err(|error| failed("open", dir, &error))?.into();
+    match fs::remove_file(dir.join(EXIT_NAME)) {
+        // The last run's exit must not pass for this one's.
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(failed("remove the last exit in", dir, &error));
+        }
+        _ => {}
+    }
     let signals = sys::child_signal_fd().map_err(|error| failed("watch children of", dir, &error))?;
 
     if !sys::has_mount_setattr() {

@@ -506,7 +506,12 @@ impl Server {
         if self.is_draining() {
             return Err("container is not running".to_owned());
         }
-        sys::send_signal(&self.parts.pidfd, signal).map_err(|error| format!("cannot send signal {signal}: {error}"))
+        sys::send_signal(&self.parts.pidfd, signal).map_err(|error| format!("cannot send signal {signal}: {error}"))?;
+        if signal == libc::SIGKILL {
+            // A process frozen by cgroup v1 dies only once it is thawed.
+            self.thaw_if_paused();
+        }
+        Ok(())
     }
 
     fn resize(&mut self, height: u16, width: u16) -> Result<(), String> {

@@ -285,5 +285,10 @@ fn a_paused_container_stands_still() {
     shim.unpause().unwrap();
     eventually("it writes again", || size() > before);
     shim.pause().unwrap();
+    shim.kill(9).unwrap();
+    assert_eq!(shim.wait().unwrap().exit_code, 137, "a paused container can be killed");
+    let shim = fixture.create().unwrap();
+    shim.start().unwrap();
+    shim.pause().unwrap();
     shim.delete().unwrap();
 }

@@ -25,6 +25,8 @@ pub(crate) const TESTS: &[Test] = &[
         processes_of_a_container_in_the_hosts_pid_namespace_end_with_it,
     ),
     ("orphans_do_not_stay_zombies", orphans_do_not_stay_zombies),
+    ("a_second_shim_for_one_container_is_refused", a_second_shim_for_one_container_is_refused),
+    ("the_last_runs_exit_does_not_pass_for_this_ones", the_last_runs_exit_does_not_pass_for_this_ones),
     ("many_waiters_get_the_same_answer", many_waiters_get_the_same_answer),
     ("a_held_pipe_does_not_delay_the_exit_for_ever", a_held_pipe_does_not_delay_the_exit_for_ever),
     ("twenty_containers_at_once", twenty_containers_at_once),
@@ -124,6 +126,27 @@ fn orphans_do_not_stay_zombies() {
     let children =
         || fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap().split_whitespace().count();
     eventually("only the container's first process is left", || children() == 1);
+}
+
+fn a_second_shim_for_one_container_is_refused() {
+    let fixture = Fixture::new(&["sleep", "1000"]);
+    let shim = fixture.create().unwrap();
+    shim.start().unwrap();
+    match fixture.create() {
+        Err(RuntimeError::Start(failure)) => assert!(failure.message.contains("has a shim already"), "{failure}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(Shim::connect(&fixture.dir()).unwrap().state().unwrap().status, ContainerStatus::Running);
+    shim.delete().unwrap();
+}
+
+fn the_last_runs_exit_does_not_pass_for_this_ones() {
+    let fixture = Fixture::sh("exit 3");
+    assert_eq!(fixture.run().unwrap().exit_code, 3);
+    fixture.wait_for_shim_end();
+    let shim = fixture.create().unwrap();
+    assert_eq!(client::read_exit(&fixture.dir()).unwrap(), None);
+    shim.delete().unwrap();
 }
 
 fn many_waiters_get_the_same_answer() {
