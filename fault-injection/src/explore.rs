@@ -232,6 +232,9 @@ pub fn replay<S: Scenario>(scenario: &S, replay: &Replay) -> Result<(), Convicti
                 disk.clear_faults();
             }
         }
+        if let Some(Then::ErrorInRecovery(_)) = replay.then.get(at + 1) {
+            continue; // That is the first recovery from here.
+        }
         circumstances.push_str(&format!("the disk before recovery:\n{}", disk.describe()));
         if matches!(run.mishap, Some(Mishap::Full(_))) && matches!(then, Then::Cut(_)) {
             disk.set_capacity(Some(disk.used_bytes()));

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use baleen_fault_injection::{Exploration, Journal, Replay, Report, Scenario, SimulatedDisk, explore, replay};
+use baleen_fault_injection::{Exploration, Journal, Replay, Report, Scenario, SimulatedDisk, Then, explore, replay};
 use baleen_store::{Access, Disk, Handle, read_file};
 
 /// A writer of numbered objects. What it acknowledges by number must be found whole; nothing may be found in part.
@@ -402,6 +402,67 @@ const WRONG: &[Toy] = &[
     },
 ];
 
+/// Writes its object as an intent first; recovery carries it out, and drops it once that is durable, or too early.
+fn carry_out(disk: &SimulatedDisk, synced: bool) -> Result<Vec<u8>, String> {
+    let root = disk.root().map_err(text)?;
+    if disk.metadata_at(&root, b"intent.1").is_ok() {
+        let number = check(disk, &root, b"intent.1")?;
+        // Of a recovery that was cut.
+        let _ = disk.remove_file(&root, b"object.1");
+        let file = write_new(disk, &root, b"object.1", number).map_err(text)?;
+        if synced {
+            disk.sync(&file).map_err(text)?;
+            disk.sync(&root).map_err(text)?;
+        }
+        disk.remove_file(&root, b"intent.1").map_err(text)?;
+        disk.sync(&root).map_err(text)?;
+    }
+    find_objects(disk)
+}
+
+fn write_intent(disk: &SimulatedDisk, journal: &mut Journal<u8>) -> io::Result<()> {
+    let root = disk.root()?;
+    let file = write_new(disk, &root, b"new", 1)?;
+    disk.sync(&file)?;
+    disk.rename(&root, b"new", &root, b"intent.1")?;
+    disk.sync(&root)?;
+    journal.acknowledge(1);
+    Ok(())
+}
+
+/// Its recovery must be cut to be convicted.
+const FORGETFUL: Toy = Toy {
+    name: "an intent dropped before it is durably carried out",
+    prepare: nothing,
+    write: write_intent,
+    find: |disk| carry_out(disk, false),
+};
+
+/// Recovers by taking away what it cannot read, as half written.
+const HASTY: Toy = Toy {
+    name: "an object that cannot be read is taken for half written",
+    prepare: nothing,
+    write: |disk, journal| {
+        let root = disk.root()?;
+        let file = write_new(disk, &root, b"new", 1)?;
+        disk.sync(&file)?;
+        disk.rename(&root, b"new", &root, b"object.1")?;
+        disk.sync(&root)?;
+        journal.acknowledge(1);
+        Ok(())
+    },
+    find: |disk| {
+        let root = disk.root().map_err(text)?;
+        match check(disk, &root, b"object.1") {
+            Ok(number) => Ok(vec![number]),
+            Err(_) => {
+                let _ = disk.remove_file(&root, b"object.1");
+                Ok(Vec::new())
+            }
+        }
+    },
+};
+
 const RIGHT: &[Toy] = &[
     Toy {
         name: "write, sync, rename, sync of the directory",
@@ -469,6 +530,12 @@ const RIGHT: &[Toy] = &[
         find: log::find,
     },
     Toy {
+        name: "an intent, carried out by recovery",
+        prepare: nothing,
+        write: write_intent,
+        find: |disk| carry_out(disk, true),
+    },
+    Toy {
         name: "objects, barrier, record, names that roll forward",
         prepare: staged::prepare,
         write: |disk, journal| staged::write(disk, journal, &staged::Mistake::None),
@@ -487,6 +554,28 @@ fn every_wrong_writer_is_convicted_and_its_conviction_can_be_replayed() {
         let again = replay(toy, &copied).expect_err("a replay convicts again");
         assert_eq!(again.complaint, conviction.complaint, "{}", toy.name);
     }
+}
+
+#[test]
+fn a_recovery_that_is_wrong_only_when_it_is_cut_itself_is_convicted() {
+    let once = Exploration { threads: 1, recovery: None, ..Exploration::cuts_only() };
+    explore(&FORGETFUL, &once).assert_clean();
+    let report = explore(&FORGETFUL, &Exploration { recovery: Exploration::default().recovery, ..once });
+    let conviction = report.convictions.first().unwrap_or_else(|| panic!("not convicted: {report}"));
+    assert_eq!(conviction.replay.then.len(), 2, "{conviction}");
+    let copied: Replay = conviction.replay.to_string().parse().expect("what was printed reads back");
+    assert_eq!(replay(&FORGETFUL, &copied).expect_err("a replay convicts again").complaint, conviction.complaint);
+}
+
+#[test]
+fn a_recovery_that_takes_a_failed_read_for_an_answer_is_convicted() {
+    let cuts = Exploration { threads: 1, ..Exploration::cuts_only() };
+    explore(&HASTY, &cuts).assert_clean();
+    let report = explore(&HASTY, &Exploration { errors_in_recovery: true, ..cuts });
+    let conviction = report.convictions.first().unwrap_or_else(|| panic!("not convicted: {report}"));
+    assert!(conviction.replay.then.iter().any(|then| matches!(then, Then::ErrorInRecovery(_))), "{conviction}");
+    let copied: Replay = conviction.replay.to_string().parse().expect("what was printed reads back");
+    assert_eq!(replay(&HASTY, &copied).expect_err("a replay convicts again").complaint, conviction.complaint);
 }
 
 #[test]
