@@ -297,13 +297,20 @@ impl ContainerFilters {
     }
 }
 
-/// Whether an image is shown; `before` and `since` are moments of the images named.
-pub(crate) fn image_fits(filters: &Filters, dangling: Option<bool>, image: &ImageSummary) -> bool {
-    filters.labels_match(image.labels.as_ref())
-        && dangling.is_none_or(|wanted| wanted == image.repo_tags.is_empty())
-        && filters.any("reference", |pattern| {
-            image.repo_tags.iter().chain(&image.repo_digests).any(|name| reference_fits(pattern, name))
-        })
+/// Whether an image is shown. With a `reference` only the names that match stay, as in Docker's list.
+pub(crate) fn image_fits(filters: &Filters, dangling: Option<bool>, image: &mut ImageSummary) -> bool {
+    if !filters.labels_match(image.labels.as_ref())
+        || dangling.is_some_and(|wanted| wanted != image.repo_tags.is_empty())
+    {
+        return false;
+    }
+    if filters.values("reference").is_empty() {
+        return true;
+    }
+    let fits = |name: &String| filters.any("reference", |pattern| reference_fits(pattern, name));
+    image.repo_tags.retain(fits);
+    image.repo_digests.retain(fits);
+    !image.repo_tags.is_empty() || !image.repo_digests.is_empty()
 }
 
 /// A shell glob on a familiar name, with or without its tag; `*` does not cross a slash.
@@ -420,6 +427,24 @@ mod tests {
             assert!(!filters.matches("name", "aaa"), "{broken}");
         }
         assert!(pattern(&"a".repeat(PATTERN_BYTES_MAX + 1)).is_none());
+    }
+
+    #[test]
+    fn a_reference_leaves_only_the_names_that_match_it() {
+        let mut image = ImageSummary {
+            id: "sha256:ab".into(),
+            repo_tags: vec!["host:5000/app:v1".into(), "mine:latest".into()],
+            repo_digests: vec!["host:5000/app@sha256:cd".into()],
+            created: None,
+            size_bytes: 0,
+            labels: None,
+            containers: 0,
+        };
+        let mine = filters(r#"{"reference":["mine"]}"#);
+        assert!(image_fits(&mine, Some(false), &mut image));
+        assert_eq!((image.repo_tags.as_slice(), image.repo_digests.len()), (&["mine:latest".to_owned()][..], 0));
+        assert!(!image_fits(&filters(r#"{"reference":["theirs"]}"#), None, &mut image.clone()));
+        assert!(!image_fits(&Filters::default(), Some(true), &mut image));
     }
 
     #[test]

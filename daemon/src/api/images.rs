@@ -24,7 +24,7 @@ pub(crate) async fn list(call: &Call) -> Answer {
     let until = filters.prune_until()?;
     let images = call.engine().images().await?.into_iter();
     let shown = images
-        .filter(|image| image_fits(&filters, dangling, image))
+        .filter_map(|mut image| image_fits(&filters, dangling, &mut image).then_some(image))
         .filter(|image| before.is_none_or(|before| image.created < Some(before)))
         .filter(|image| since.is_none_or(|since| image.created > Some(since)))
         .filter(|image| until.is_none_or(|until| image.created < Some(until)))
