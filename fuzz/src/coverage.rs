@@ -4,6 +4,7 @@
 //! program. A reached breakpoint costs one stop, and is gone; so the program runs nearly as fast as without.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,8 @@ use crate::lines::{Statement, statements};
 
 /// Set for a program that shall wait to be traced.
 const TRACED: &str = "BALEEN_FUZZ_TRACED";
+/// What such a program sends itself before each input.
+const NEXT: Signal = Signal::SIGUSR1;
 /// What stops a processor of this kind.
 const BREAKPOINT: u8 = 0xcc;
 
@@ -76,21 +79,40 @@ pub fn wait_for_tracer() -> Result<()> {
     Ok(())
 }
 
+/// To be called by such a program before each input: the tracer counts.
+///
+/// # Errors
+/// If the process cannot signal itself.
+pub fn next_input() -> Result<()> {
+    if std::env::var_os(TRACED).is_some() {
+        raise(NEXT)?; // The tracer takes it away.
+    }
+    Ok(())
+}
+
 /// Runs `program`, which calls [`wait_for_tracer`], and tells which lines of `sources` it ran. Blocks until it ends.
 ///
 /// # Errors
 /// If the program cannot be traced, or does not end well.
-pub fn measure(program: &Path, arguments: &[&std::ffi::OsStr], sources: &[PathBuf]) -> Result<Vec<Coverage>> {
-    ensure!(cfg!(target_arch = "x86_64"), "breakpoints of this processor are not implemented yet");
+pub fn measure(program: &Path, arguments: &[&OsStr], sources: &[PathBuf]) -> Result<Vec<Coverage>> {
     let statements = statements(program, sources)?;
     let addresses = statements.values().flatten().map(|statement| statement.address).collect();
     let reached = trace(program, arguments, &addresses)?;
     let coverage = statements.into_iter().map(|(source, statements)| {
         let lines = |statements: &mut dyn Iterator<Item = &Statement>| statements.map(|found| found.line).collect();
-        let run = lines(&mut statements.iter().filter(|statement| reached.contains(&statement.address)));
+        let run = lines(&mut statements.iter().filter(|statement| reached.contains_key(&statement.address)));
         Coverage { source, lines: lines(&mut statements.iter()), run }
     });
     Ok(coverage.collect())
+}
+
+/// The numbers, from 1, of the inputs that run a statement of `sources` which no input before them did.
+///
+/// # Errors
+/// As [`measure`].
+pub fn that_run_more(program: &Path, arguments: &[&OsStr], sources: &[PathBuf]) -> Result<BTreeSet<usize>> {
+    let addresses = statements(program, sources)?.values().flatten().map(|statement| statement.address).collect();
+    Ok(trace(program, arguments, &addresses)?.into_values().collect())
 }
 
 /// A process that we trace; it dies with this.
@@ -104,8 +126,9 @@ impl Drop for Traced {
     }
 }
 
-/// Which of `addresses` the program reaches.
-fn trace(program: &Path, arguments: &[&std::ffi::OsStr], addresses: &BTreeSet<u64>) -> Result<BTreeSet<u64>> {
+/// Which of `addresses` the program reaches, and at which input first.
+fn trace(program: &Path, arguments: &[&OsStr], addresses: &BTreeSet<u64>) -> Result<BTreeMap<u64, usize>> {
+    ensure!(cfg!(target_arch = "x86_64"), "breakpoints of this processor are not implemented yet");
     let child = Command::new(program)
         .args(arguments)
         .env(TRACED, "1")
@@ -124,7 +147,8 @@ fn trace(program: &Path, arguments: &[&std::ffi::OsStr], addresses: &BTreeSet<u6
     for address in addresses {
         waiting.insert(base + address, replace(&memory, base + address, BREAKPOINT)?);
     }
-    let mut reached = BTreeSet::new();
+    let mut reached = BTreeMap::new();
+    let mut input = 0;
     let mut signal = None;
     loop {
         ptrace::cont(pid, signal.take())?;
@@ -134,8 +158,9 @@ fn trace(program: &Path, arguments: &[&std::ffi::OsStr], addresses: &BTreeSet<u6
                 let Some(byte) = waiting.remove(&at) else { bail!("stopped at {at:#x}, where nothing stops it") };
                 replace(&memory, at, byte)?;
                 go_back_to(pid, at)?;
-                reached.insert(at - base);
+                reached.insert(at - base, input);
             }
+            WaitStatus::Stopped(_, NEXT) => input += 1,
             WaitStatus::Stopped(_, other) => signal = Some(other),
             WaitStatus::Exited(_, 0) => break,
             other => bail!("{} ended with {other:?}", program.display()),

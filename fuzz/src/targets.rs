@@ -1,5 +1,6 @@
 //! The targets: each feeds bytes to one parser, and fails on whatever must never happen.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use baleen_store::recipe::{RECIPE_NAME, Recipe};
 use baleen_store::{Disk, Handle, read_file};
 
 use crate::coverage::{self, Coverage};
-use crate::memory;
+use crate::{corpus, memory};
 
 /// Something to feed.
 #[derive(Debug, Clone, Copy)]
@@ -132,15 +133,34 @@ impl Target {
     /// # Errors
     /// If it cannot be traced, or a source has no code in it.
     pub fn coverage(&self, replay: &Path) -> Result<Vec<Coverage>> {
-        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("/"));
-        let sources: Vec<PathBuf> = self.sources.iter().map(|source| workspace.join(source)).collect();
-        let mut measured = coverage::measure(replay, &[self.name.as_ref()], &sources)?;
+        let mut measured = coverage::measure(replay, &[self.name.as_ref()], &self.source_paths())?;
         for source in &mut measured {
-            source.source = source.source.strip_prefix(workspace)?.to_owned();
+            source.source = source.source.strip_prefix(workspace())?.to_owned();
             ensure!(!source.lines.is_empty(), "{} has no code in the program", source.source.display());
         }
         Ok(measured)
     }
+
+    /// Those of `found` that run statements of the parser which neither the kept corpus does nor one before.
+    ///
+    /// # Errors
+    /// As [`Target::coverage`].
+    pub fn that_run_more(&self, replay: &Path, found: &[PathBuf]) -> Result<Vec<PathBuf>> {
+        let kept = corpus::inputs(self.name)?;
+        let mut arguments: Vec<&OsStr> = vec![self.name.as_ref()];
+        arguments.extend(kept.iter().chain(found).map(|path| path.as_os_str()));
+        let numbers = coverage::that_run_more(replay, &arguments, &self.source_paths())?;
+        let of_found = |number: usize| found.get(number.checked_sub(kept.len() + 1)?).cloned();
+        Ok(numbers.into_iter().filter_map(of_found).collect())
+    }
+
+    fn source_paths(&self) -> Vec<PathBuf> {
+        self.sources.iter().map(|source| workspace().join(source)).collect()
+    }
+}
+
+fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("/"))
 }
 
 /// A layer's archive, as it is and with every header's checksum put right: a fuzzer would hardly hit it.

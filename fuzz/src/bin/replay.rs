@@ -21,7 +21,9 @@ fn main() -> Result<()> {
         paths = corpus::inputs(target.name)?;
     }
     for path in paths {
-        target.feed(&std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?);
+        let input = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        coverage::next_input()?;
+        target.feed(&input);
     }
     Ok(())
 }
