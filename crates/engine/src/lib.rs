@@ -4,7 +4,7 @@
 //! E1  Any rule that a second front end would need is here; `daemon` parses, routes and renders.
 //! E2  `Ok` from a verb that stores something means durable (P1): its record was synced before the verb returned, and
 //!     the verb's events are sent after that.
-//! E3  Blocking work (store, snapshotter, runtime) runs behind one [`Door`](door): a bounded pool of threads. A job
+//! E3  Blocking work (store, snapshotter, runtime) runs behind one door (`door.rs`): a bounded pool of threads. A job
 //!     that has entered runs to its end, even if its caller has gone.
 //! E4  No lock is held across an `.await`. What excludes whole verbs from each other is a turn: a semaphore of one.
 //! E5  Durable facts (images, tags, a container's configuration) are in the store; PIDs, exit codes and restart counts

@@ -72,7 +72,7 @@ impl Engine {
         }
         // The lease keeps what the store has until the image's own record does.
         let (lease, missing) = self.prepare(&resolved, &layers).await?;
-        let fetched_bytes = self.fetch(&client, &layers, &missing, &progress).await?;
+        let fetched_bytes = self.fetch(&client, &lease, &layers, &missing, &progress).await?;
         let up_to_date = self.store_image(&reference, resolved.clone(), &layers, missing.is_empty()).await?;
         drop(lease);
 
@@ -91,7 +91,11 @@ impl Engine {
     }
 
     /// Finds out what is missing, whether it fits, and records that the pull has begun (P2).
-    async fn prepare(&self, resolved: &ResolvedImage, layers: &[Wanted]) -> Result<(Lease, Vec<Wanted>), EngineError> {
+    async fn prepare(
+        &self,
+        resolved: &ResolvedImage,
+        layers: &[Wanted],
+    ) -> Result<(Arc<Lease>, Vec<Wanted>), EngineError> {
         let (store, layers) = (self.store.clone(), layers.to_vec());
         let manifest = resolved.manifest_document.digest;
         self.door
@@ -113,7 +117,7 @@ impl Engine {
                     let pull = PullFact { manifest, layers: layers.collect() };
                     store.begin_pull(pull).map_err(store_error("begin the pull"))?;
                 }
-                Ok((lease, missing))
+                Ok((Arc::new(lease), missing))
             })
             .await
     }
@@ -122,6 +126,7 @@ impl Engine {
     async fn fetch(
         &self,
         client: &RepositoryClient,
+        lease: &Arc<Lease>,
         layers: &[Wanted],
         missing: &[Wanted],
         progress: &ProgressSender,
@@ -134,7 +139,8 @@ impl Engine {
         let mut followers = tokio::task::JoinSet::new();
         for layer in missing {
             let job = self.downloads.join(&self.store, client, &layer.descriptor, layer.key.diff_id);
-            followers.spawn(follow(job, layer.clone(), progress.clone()));
+            let (lease, layer, progress) = (Arc::clone(lease), layer.clone(), progress.clone());
+            followers.spawn(follow(job, lease, layer, progress));
         }
         let mut fetched_bytes = 0;
         while let Some(followed) = followers.join_next().await {
@@ -220,7 +226,7 @@ fn check_space(store: &Store, missing: &[Wanted]) -> Result<(), EngineError> {
 }
 
 /// Tells of a job until it ends.
-async fn follow(job: Arc<Job>, layer: Wanted, progress: ProgressSender) -> Result<u64, EngineError> {
+async fn follow(job: Arc<Job>, lease: Arc<Lease>, layer: Wanted, progress: ProgressSender) -> Result<u64, EngineError> {
     let mut stage = job.stage.clone();
     let total_bytes = layer.descriptor.size;
     let (mut waited, mut downloaded) = (false, false);
@@ -243,6 +249,13 @@ async fn follow(job: Arc<Job>, layer: Wanted, progress: ProgressSender) -> Resul
             Stage::Stored(bytes) => {
                 if !downloaded {
                     tell_downloaded(&layer, &progress).await;
+                }
+                // The pull's record keeps it already, unless that was given up meanwhile; from here on the lease does.
+                let key = layer.key.clone();
+                let leased = tokio::task::spawn_blocking(move || lease.layer(&key).is_some()).await;
+                if !leased.map_err(|error| crate::door::ended("lease a layer", &error))? {
+                    let reason = format!("layer {} was pruned while the pull went on; pull again", layer.short);
+                    return Err(EngineError::conflict(reason));
                 }
                 progress.send(layer.tell(LayerPhase::PullComplete)).await;
                 return Ok(bytes);

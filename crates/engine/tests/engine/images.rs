@@ -24,6 +24,7 @@ crate::tests!(
     a_pull_that_is_dropped_stops_and_its_finished_layers_are_kept,
     an_image_goes_with_its_last_name_and_prune_frees_everything,
     an_image_with_the_same_layer_twice_is_pulled,
+    a_prune_in_the_middle_of_a_pull_takes_nothing_of_it,
     archives_of_both_forms_are_loaded_and_need_no_registry,
     an_archive_that_lies_leaves_nothing,
 );
@@ -331,5 +332,38 @@ fn an_archive_that_lies_leaves_nothing() -> Result<()> {
         let left: Vec<_> = std::fs::read_dir(fixture.scratch.join("data").join(folder))?.collect();
         assert!(left.is_empty(), "{folder}: {left:?}");
     }
+    Ok(())
+}
+
+fn a_prune_in_the_middle_of_a_pull_takes_nothing_of_it() -> Result<()> {
+    let fixture = Fixture::new("prune")?;
+    let stub = Stub::start()?;
+    let image = large(5)?;
+    stub.add("app", "v1", &image);
+    stub.hold(&image.layers[1].digest(), 1_000_000);
+    let engine = fixture.engine();
+    fixture.runtime.block_on(async {
+        let (sender, mut told) = progress_channel();
+        let request = pull_request(&stub.reference("app:v1"));
+        let puller = engine.clone();
+        let pulling = tokio::spawn(async move { puller.pull(request, sender).await });
+        while let Some(progress) = told.recv().await {
+            if matches!(&progress, Progress::Layer { phase: LayerPhase::PullComplete, .. }) {
+                break;
+            }
+        }
+        tokio::spawn(async move { while told.recv().await.is_some() {} });
+        assert!(held(&stub).await, "the layer never came to its middle");
+        // Also what unfinished pulls have left is asked for, and this one has not finished.
+        engine.prune_images(PruneFilter::default()).await?;
+        stub.release();
+        pulling.await??;
+        anyhow::Ok(())
+    })?;
+    assert_eq!(stub.fetches_of(&image.layers[0].digest()), 1);
+    let details = fixture.run(engine.image(&stub.reference("app:v1")))?;
+    let top = details.graph_driver.upper_dir.context("no upper directory")?;
+    assert_eq!(std::fs::metadata(format!("{top}/large"))?.len(), 2_000_000);
+    assert_eq!(std::fs::read_to_string(format!("{}/small", details.graph_driver.lower_dirs[0]))?, "small");
     Ok(())
 }
