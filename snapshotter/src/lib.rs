@@ -15,6 +15,7 @@ pub mod limits;
 pub mod name;
 pub mod overlay;
 pub mod rebuild;
+pub mod release;
 pub mod tar;
 pub mod tree;
 
@@ -26,3 +27,4 @@ mod zstandard;
 pub use error::ExtractError;
 pub use extraction::{Expectation, Extracted, Extraction, Progress, Stopped};
 pub use limits::Limits;
+pub use release::release;

@@ -65,7 +65,8 @@ pub fn rebuild(disk: &Arc<dyn Disk>, layer_dir: &Handle, sink: &mut dyn Write) -
     let layer = recipe.summary().diff_id;
     let hasher = DigestHasher::new(layer.0.algorithm());
     let mut output = Output { sink, hasher };
-    let mut source = Source { disk: &**disk, layer_dir, layer, last: None, buffer: vec![0; BUFFER_BYTES] };
+    let mut source =
+        Source { disk: &**disk, opener: FileOpener::new(&**disk, layer_dir), layer, buffer: vec![0; BUFFER_BYTES] };
     let mut files = 0;
     for item in recipe.items() {
         match item.map_err(RebuildError::Recipe)? {
@@ -112,10 +113,8 @@ impl Output<'_> {
 
 struct Source<'a> {
     disk: &'a dyn Disk,
-    layer_dir: &'a Handle,
+    opener: FileOpener<'a>,
     layer: DiffId,
-    /// The directory of the last file: the next is often in it.
-    last: Option<(Vec<u8>, Handle)>,
     buffer: Vec<u8>,
 }
 
@@ -138,7 +137,7 @@ impl Source<'_> {
             Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP | libc::EINVAL) => damaged(),
             _ => RebuildError::Read { layer, path: shown(&path), source },
         };
-        let file = self.open(&path).map_err(failed)?;
+        let file = self.opener.open(&path).map_err(failed)?;
         let whole = [Segment { offset: 0, length: content.size_bytes }];
         let mut hasher = ContentHasher::default();
         for segment in segments.unwrap_or(&whole) {
@@ -163,8 +162,22 @@ impl Source<'_> {
         let _ = self.disk.drop_cache(&file, 0, 0);
         Ok(())
     }
+}
 
-    fn open(&mut self, path: &[u8]) -> io::Result<Handle> {
+/// Opens files of a layer by their paths below its directory (B2).
+pub(crate) struct FileOpener<'a> {
+    disk: &'a dyn Disk,
+    layer_dir: &'a Handle,
+    /// The directory of the last file: the next is often in it.
+    last: Option<(Vec<u8>, Handle)>,
+}
+
+impl<'a> FileOpener<'a> {
+    pub(crate) fn new(disk: &'a dyn Disk, layer_dir: &'a Handle) -> Self {
+        Self { disk, layer_dir, last: None }
+    }
+
+    pub(crate) fn open(&mut self, path: &[u8]) -> io::Result<Handle> {
         let slash = path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
         let (parent, name) = (&path[..slash], path.get(slash + 1..).unwrap_or_default());
         if let Some((known, dir)) = &self.last
@@ -184,7 +197,7 @@ impl Source<'_> {
 }
 
 /// The path below the layer's directory.
-fn path_of(location: &Location) -> Vec<u8> {
+pub(crate) fn path_of(location: &Location) -> Vec<u8> {
     match location {
         Location::Tree(path) => [TREE_NAME, path].join(&b'/'),
         Location::Kept { number, rest } if rest.is_empty() => [KEPT_NAME, number.to_string().as_bytes()].join(&b'/'),

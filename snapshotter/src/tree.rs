@@ -24,6 +24,7 @@ use crate::limits::{Limits, TRAILING_ZEROS_MAX};
 use crate::name::{self, CleanPath, Meaning};
 use crate::tar::{Entry, EntryKind, Parser, Step};
 use dirs::{Directories, Found, child_path, io_error};
+pub(crate) use file::SMALL_FILE_BYTES;
 use file::{FileWriter, WriteBackRing};
 
 /// What was written.
@@ -234,13 +235,13 @@ impl TreeWriter {
                 }
                 set_xattrs(disk, &file, &entry, &path)?;
                 disk.set_times(&file, entry.modified, entry.modified).map_err(failed)?;
-                self.ring.add(disk, file).map_err(failed)?;
+                self.ring.add(disk, file, content.size_bytes).map_err(failed)?;
                 self.recipe.file(&path, &content, segments.as_deref()).map_err(ExtractError::Recipe)
             }
             Some(Open::Kept { writer, number }) => {
                 let failed = |source| io_error("write", b"kept", source);
                 let (file, content, _): (_, Content, Option<Vec<Segment>>) = writer.finish(disk).map_err(failed)?;
-                self.ring.add(disk, file).map_err(failed)?;
+                self.ring.add(disk, file, content.size_bytes).map_err(failed)?;
                 self.recipe.kept(number, &content).map_err(ExtractError::Recipe)
             }
             Some(Open::Nothing) | None => Ok(()),

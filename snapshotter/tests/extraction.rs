@@ -88,3 +88,24 @@ fn a_layer_is_extracted_as_gnu_tar_does_however_it_is_compressed_and_cut() {
         }
     }
 }
+
+#[test]
+fn a_durable_layer_leaves_the_page_cache() {
+    if !is_root("a_durable_layer_leaves_the_page_cache") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let tree = scratch.dir("tree");
+    sh(&tree, "for n in $(seq 50); do head -c 3000 /dev/urandom > s$n; done; head -c 3000000 /dev/urandom > large");
+    let tar = sh(&tree, "tar -cf - *");
+    let layer = Layer::new();
+    let barrier = layer.disk.root().unwrap();
+    layer.extract(&tar, 1 << 16, expectation_of(&tar, &tar)).unwrap();
+    layer.disk.barrier(&barrier).unwrap();
+    let released = baleen_snapshotter::release(&layer.disk, &layer.dir()).unwrap();
+    assert_eq!(released, 50);
+    let pages = sh(&layer.tree(), "fincore -b -n -o RES * | awk '{s += $1} END {print s / 4096}'");
+    let pages: u64 = String::from_utf8(pages).unwrap().trim().parse().unwrap();
+    // Of 783. A page that another process just looks at may stay.
+    assert!(pages < 80, "{pages} pages are still cached");
+}
