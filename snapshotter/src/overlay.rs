@@ -171,3 +171,36 @@ pub fn is_mounted(parent: BorrowedFd<'_>, name: &str) -> io::Result<bool> {
     let directory = rustix::fs::openat(parent, name, flags, Mode::empty())?;
     Ok(rustix::fs::fstat(directory.as_fd())?.st_dev != rustix::fs::fstat(parent)?.st_dev)
 }
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "makes directories to mount")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_without_lowers_by_descriptor_mount_125_layers_too() {
+        if !rustix::process::geteuid().is_root() {
+            assert!(std::env::var("CI").as_deref() != Ok("true"), "may not be skipped here");
+            eprintln!("SKIPPED: kernels_without_lowers_by_descriptor_mount_125_layers_too: needs root");
+            return;
+        }
+        let root = std::env::temp_dir().join(format!("baleen-overlay-{}", std::process::id()));
+        let directory = |name: &str| {
+            std::fs::create_dir_all(root.join(name)).unwrap();
+            std::fs::File::open(root.join(name)).unwrap()
+        };
+        let layers: Vec<_> = (0..LAYERS_MAX).map(|number| directory(&format!("{number:064x}/fs"))).collect();
+        let lowers: Vec<_> = layers.iter().map(|layer| layer.as_fd()).collect();
+        std::fs::write(root.join(format!("{:064x}/fs/last", LAYERS_MAX - 1)), b"last").unwrap();
+        let (upper, work, merged) = (directory("upper"), directory("work"), directory("merged"));
+        let overlay = Overlay { lowers: &lowers, writable: Some((upper.as_fd(), work.as_fd())) };
+        let mounted = overlay.mount_by_page(merged.as_fd());
+        let seen = std::fs::read(root.join("merged/last"));
+        let parent = std::fs::File::open(&root).unwrap();
+        let unmounted = unmount(parent.as_fd(), "merged");
+        std::fs::remove_dir_all(&root).unwrap();
+        mounted.unwrap();
+        assert_eq!(seen.unwrap(), b"last");
+        assert!(unmounted.unwrap());
+    }
+}

@@ -36,7 +36,7 @@ pub enum RebuildError {
         /// The layer.
         layer: DiffId,
         /// The diff ID of what was rebuilt.
-        found: DiffId,
+        found: Box<DiffId>,
     },
     /// A file cannot be read.
     #[error("cannot read file {path:?} of layer {layer}")]
@@ -85,7 +85,7 @@ pub fn rebuild(disk: &Arc<dyn Disk>, layer_dir: &Handle, sink: &mut dyn Write) -
     }
     match DiffId(output.hasher.finish()) {
         found if found == layer => Ok(found),
-        found => Err(RebuildError::Mismatch { layer, found }),
+        found => Err(RebuildError::Mismatch { layer, found: Box::new(found) }),
     }
 }
 

@@ -340,3 +340,62 @@ fn descriptor_of(result: libc::c_long) -> io::Result<OwnedFd> {
     // SAFETY: the call has just returned this number as a new descriptor, which nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(result as i32) })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Text whose deflate stream has many blocks that end at every bit position.
+    fn sample() -> Vec<u8> {
+        let mut state = 1u64;
+        let mut text = Vec::new();
+        while text.len() < 6 << 20 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            // Stretches of different entropy, so that the compressor starts new blocks.
+            let letters = 2 + (text.len() >> 16) % 60;
+            text.push(b' ' + (state >> 40) as u8 % letters as u8);
+        }
+        text
+    }
+
+    fn deflate(text: &[u8]) -> Vec<u8> {
+        use std::io::Write;
+        use std::process::{Command, Stdio};
+        #[expect(clippy::disallowed_methods, reason = "gzip makes the input")]
+        let mut gzip = Command::new("gzip").arg("-6").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut stdin = gzip.stdin.take().unwrap();
+        let text = text.to_vec();
+        let feeder = std::thread::spawn(move || stdin.write_all(&text).unwrap());
+        let blob = gzip.wait_with_output().unwrap().stdout;
+        feeder.join().unwrap();
+        blob[10..blob.len() - 8].to_vec()
+    }
+
+    #[test]
+    fn an_inflate_that_is_restored_at_a_block_boundary_goes_on_exactly() {
+        let text = sample();
+        let blob = deflate(&text);
+        let mut inflate = Inflate::new().unwrap();
+        let (mut consumed, mut output) = (0, Vec::new());
+        let mut points = Vec::new();
+        loop {
+            let (count, status) = inflate.run_to_boundary(&blob[consumed..], &mut output, text.len() + 1);
+            consumed += count;
+            assert!(matches!(status, InflateStatus::More | InflateStatus::End), "{status:?}");
+            if status == InflateStatus::End {
+                break;
+            }
+            points.extend(inflate.point().map(|point| (consumed, output.len(), point)));
+        }
+        assert_eq!(output, text);
+        let bits: std::collections::BTreeSet<u8> = points.iter().map(|(_, _, point)| point.bits).collect();
+        assert_eq!(bits.len(), 8, "all bit positions occur: {bits:?}, {} points", points.len());
+        for (consumed, written, point) in points.iter().step_by(1 + points.len() / 60) {
+            let mut restored = Inflate::restore(point).unwrap();
+            let mut rest = Vec::new();
+            let (_, status) = restored.run(&blob[*consumed..], &mut rest, text.len());
+            assert_eq!(status, InflateStatus::End);
+            assert!(rest == text[*written..], "a restore at byte {consumed}, bit {} differs", point.bits);
+        }
+    }
+}

@@ -328,8 +328,8 @@ fn generated(seed: u64) -> Vec<u8> {
         archive = match random.below(10) {
             0..=3 => archive.file(name, &data),
             4 | 5 => archive.dir(name),
-            6 => archive.symlink(name, *random.pick::<&str>(&["a", "/a/c", "../b", "nowhere", "link", "."])),
-            7 => archive.hard_link(name, *random.pick::<&str>(&["a", "b/e", "/a/c", "link", "gone"])),
+            6 => archive.symlink(name, random.pick::<&str>(&["a", "/a/c", "../b", "nowhere", "link", "."])),
+            7 => archive.hard_link(name, random.pick::<&str>(&["a", "b/e", "/a/c", "link", "gone"])),
             8 => archive
                 .block(Block::new(name.as_bytes(), *random.pick(b"346"), 0).device(random.below(2), random.below(3))),
             _ => archive
@@ -346,7 +346,7 @@ fn generated(seed: u64) -> Vec<u8> {
         if random.below(8) == 0 {
             let last = archive.0.len() - 1;
             // Dirt in what is padding, if it is; else in data. A header is never last with a size of its own.
-            if size % 512 != 0 && archive.0[last] == 0 {
+            if !size.is_multiple_of(512) && archive.0[last] == 0 {
                 archive.0[last] = 0x55;
             }
         }

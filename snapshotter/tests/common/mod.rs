@@ -183,8 +183,7 @@ pub struct Node {
 /// Everything below `root`, sorted by path; the root itself is not in it.
 pub fn list(root: &Path) -> Vec<Node> {
     let mut nodes = Vec::new();
-    let mut inodes = std::collections::BTreeMap::new();
-    walk(root, root, &mut nodes, &mut inodes);
+    walk(root, root, &mut nodes);
     nodes.sort_by(|left, right| left.path.cmp(&right.path));
     // Numbered in the order of paths, so that two trees are comparable.
     let mut order = std::collections::BTreeMap::new();
@@ -195,7 +194,7 @@ pub fn list(root: &Path) -> Vec<Node> {
     nodes
 }
 
-fn walk(root: &Path, dir: &Path, nodes: &mut Vec<Node>, inodes: &mut std::collections::BTreeMap<u64, u64>) {
+fn walk(root: &Path, dir: &Path, nodes: &mut Vec<Node>) {
     for entry in std::fs::read_dir(dir).expect("a directory") {
         let path = entry.expect("an entry").path();
         let facts = std::fs::symlink_metadata(&path).expect("metadata");
@@ -228,7 +227,7 @@ fn walk(root: &Path, dir: &Path, nodes: &mut Vec<Node>, inodes: &mut std::collec
             group: facts.ino(),
         });
         if file_type.is_dir() {
-            walk(root, &path, nodes, inodes);
+            walk(root, &path, nodes);
         }
     }
 }
