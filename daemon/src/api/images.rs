@@ -69,7 +69,7 @@ pub(crate) async fn create(call: Call) -> Answer {
     };
     let Some(first) = first else {
         // It ended without a word.
-        pull.finished().await?;
+        pull.finished().await.map_err(unprompted)?;
         return Ok(Reply::whole(200, "application/json", ""));
     };
     let (chunks, receiver) = chunks();
@@ -79,6 +79,12 @@ pub(crate) async fn create(call: Call) -> Answer {
         }
     });
     Ok(Reply::stream("application/json", receiver))
+}
+
+/// Makes a registry's 401 a 500, as Docker's own engine does. The docker CLI answers 401 with a prompt for a login, and one
+/// that has no terminal then waits for ever (seen with 28.2.2): a device's script must get its error.
+fn unprompted(error: ApiError) -> ApiError {
+    if error.status == 401 { ApiError { status: 500, ..error } } else { error }
 }
 
 /// A verb in a task of its own, so that its panic is an error; it ends with its owner.
