@@ -240,7 +240,8 @@ fn write_attributes<W: Write>(builder: &mut Builder<W>, file: &OwnedFd) -> io::R
     builder.append_pax_extensions(records.iter().map(|(key, value)| (key.as_str(), value.as_slice())))
 }
 
-fn open_dir(parent: impl AsFd, name: impl rustix::path::Arg) -> io::Result<OwnedFd> {
+/// Opens a directory by a name that is no link.
+pub(super) fn open_dir(parent: impl AsFd, name: impl rustix::path::Arg) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::openat(parent, name, flags, Mode::empty())?)
 }

@@ -87,7 +87,7 @@ fn hosts(container: &StoredContainer, is_host: bool) -> String {
             if !text.ends_with('\n') {
                 text.push('\n');
             }
-            text.push_str(&format!("{address}\t{name}\n"));
+            text.push_str(&format!("{}\t{name}\n", address.trim_matches(['[', ']'])));
         }
     }
     text

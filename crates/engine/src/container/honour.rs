@@ -2,10 +2,8 @@
 
 use super::config::{ContainerConfig, CreateRequest};
 use super::host_config::{HostConfig, Mount};
+use super::limits;
 use crate::error::EngineError;
-
-/// Smallest memory limit: below it the runtime itself cannot start a program.
-const MEMORY_BYTES_MIN: i64 = 6 << 20;
 
 /// Log drivers of Docker's that exist but are not built yet.
 const LOG_DRIVERS_LATER: [&str; 3] = ["local", "journald", "syslog"];
@@ -16,6 +14,9 @@ const LOG_DRIVERS_LATER: [&str; 3] = ["local", "journald", "syslog"];
 /// `NotImplemented` with the field's name; `InvalidParameter` or `NotFound` in Docker's words.
 pub(crate) fn check(request: &mut CreateRequest) -> Result<Vec<String>, EngineError> {
     refuse_unbuilt(&request.config, &request.host_config)?;
+    if [&request.config.hostname, &request.config.domainname].iter().any(|name| has_blanks(name)) {
+        return Err(EngineError::invalid(format!("invalid hostname format: {:?}", request.config.hostname)));
+    }
     check_values(&request.host_config)?;
     check_network(request)?;
     check_mounts(&request.host_config)?;
@@ -48,6 +49,10 @@ fn refuse_unbuilt(config: &ContainerConfig, host: &HostConfig) -> Result<(), Eng
         (host.cpu_realtime_runtime != 0, "HostConfig.CpuRealtimeRuntime"),
         (some(&host.device_requests), "HostConfig.DeviceRequests"),
         (host.init == Some(true), "HostConfig.Init"),
+        (
+            host.extra_hosts.iter().flatten().any(|entry| entry.ends_with("host-gateway")),
+            "HostConfig.ExtraHosts with host-gateway",
+        ),
     ];
     match unbuilt.iter().find(|(asked_for, _)| *asked_for) {
         Some((_, field)) => Err(EngineError::not_implemented(*field)),
@@ -56,20 +61,7 @@ fn refuse_unbuilt(config: &ContainerConfig, host: &HostConfig) -> Result<(), Eng
 }
 
 fn check_values(host: &HostConfig) -> Result<(), EngineError> {
-    if host.memory != 0 && host.memory < MEMORY_BYTES_MIN {
-        return Err(EngineError::invalid("Minimum memory limit allowed is 6MB"));
-    }
-    if host.memory_swap > 0 && host.memory_swap < host.memory {
-        return Err(EngineError::invalid("Minimum memoryswap limit should be larger than memory limit, see usage"));
-    }
-    if host.memory == 0 && host.memory_swap > 0 {
-        return Err(EngineError::invalid(
-            "You should always set the Memory limit when using Memoryswap limit, see usage",
-        ));
-    }
-    if host.nano_cpus != 0 && (host.cpu_quota != 0 || host.cpu_period != 0) {
-        return Err(EngineError::invalid("Conflicting options: Nano CPUs and CPU Period cannot both be set"));
-    }
+    limits::check(host)?;
     if host.auto_remove && !matches!(host.restart_policy.name.as_str(), "" | "no") {
         return Err(EngineError::invalid("can't create 'AutoRemove' container with restart policy"));
     }
@@ -92,8 +84,33 @@ fn check_values(host: &HostConfig) -> Result<(), EngineError> {
             text: format!("error looking up volume plugin {driver}: plugin \"{driver}\" not found"),
         });
     }
+    check_names(host)?;
     check_log(host)?;
     check_modes(host)
+}
+
+/// What goes into `hosts` and `resolv.conf` of the container: no entry may bring a line of its own along.
+fn check_names(host: &HostConfig) -> Result<(), EngineError> {
+    for entry in host.extra_hosts.iter().flatten() {
+        let parts = entry.split_once([':', '=']);
+        let address = parts.map(|(_, address)| address.trim_matches(['[', ']']));
+        if address.is_none_or(|address| address.parse::<std::net::IpAddr>().is_err()) || has_blanks(entry) {
+            return Err(EngineError::invalid(format!("invalid IP address in add-host: \"{entry}\"")));
+        }
+    }
+    for server in host.dns.iter().flatten() {
+        if server.parse::<std::net::IpAddr>().is_err() {
+            return Err(EngineError::invalid(format!("invalid IP address: {server}")));
+        }
+    }
+    match host.dns_search.iter().chain(&host.dns_options).flatten().find(|text| has_blanks(text)) {
+        Some(text) => Err(EngineError::invalid(format!("invalid DNS search domain or option: {text:?}"))),
+        None => Ok(()),
+    }
+}
+
+fn has_blanks(text: &str) -> bool {
+    text.chars().any(|letter| letter.is_whitespace() || letter.is_control())
 }
 
 fn check_log(host: &HostConfig) -> Result<(), EngineError> {

@@ -1,10 +1,13 @@
 //! List and inspect: what is known of containers at one moment.
 
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use baleen_store::Store;
+use rustix::fs::{AtFlags, CWD, Dir, FileType, statat};
 
+use super::export::open_dir;
 use super::files::EtcFiles;
 use super::rootfs;
 use super::table::Container;
@@ -14,7 +17,7 @@ use crate::error::EngineError;
 use crate::image;
 
 /// How deep a container's tree is measured; deeper directories do not count.
-const DEPTH_MAX: usize = 512;
+const DEPTH_MAX: usize = 256;
 
 impl Engine {
     /// All containers in any state, newest first. Sizes are filled in if `sizes`.
@@ -76,22 +79,27 @@ impl Engine {
     /// Bytes of the files in a container's upper directory.
     pub(crate) fn upper_bytes(&self, container: &Container) -> u64 {
         let upper: PathBuf = self.config.data_root.join("containers").join(container.id()).join("upper");
-        tree_bytes(&upper, DEPTH_MAX)
+        open_dir(CWD, &upper).map_or(0, |upper| tree_bytes(&upper, DEPTH_MAX))
     }
 }
 
-/// Sums the sizes of regular files. The tree belongs to the container, which may change it meanwhile: links are not
-/// followed, and what vanishes counts nothing.
-fn tree_bytes(dir: &Path, depth: usize) -> u64 {
-    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
+/// Sums the sizes of regular files. The tree belongs to the container, which may change it meanwhile: everything is
+/// looked at from a held descriptor without following a link (threats T1), and what vanishes counts nothing.
+fn tree_bytes(dir: &OwnedFd, depth: usize) -> u64 {
+    let Ok(entries) = Dir::read_from(dir) else { return 0 };
     let mut bytes = 0;
     for entry in entries.flatten() {
-        // `symlink_metadata` of the entry itself.
-        let Ok(facts) = entry.metadata() else { continue };
-        if facts.is_dir() && depth > 0 {
-            bytes += tree_bytes(&entry.path(), depth - 1);
-        } else if facts.is_file() {
-            bytes += facts.len();
+        let name = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        let Ok(facts) = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+        match FileType::from_raw_mode(facts.st_mode) {
+            FileType::RegularFile => bytes += u64::try_from(facts.st_size).unwrap_or(0),
+            FileType::Directory if depth > 0 => {
+                bytes += open_dir(dir, name).map_or(0, |inner| tree_bytes(&inner, depth - 1));
+            }
+            _ => {}
         }
     }
     bytes

@@ -10,6 +10,7 @@ mod files;
 mod honour;
 mod host_config;
 mod inspect;
+mod limits;
 mod logs;
 mod merge;
 mod name;
