@@ -22,6 +22,9 @@ pub mod logs;
 pub mod seccomp;
 pub mod users;
 
+#[doc(hidden)]
+pub mod fuzzing;
+
 mod cgroup;
 mod clock;
 mod devices;

@@ -10,6 +10,7 @@
 mod reader;
 mod writer;
 
+pub(crate) use reader::parse;
 pub use reader::{LogEntry, LogQuery, LogReader, read_logs};
 pub(crate) use writer::LogWriter;
 

@@ -108,6 +108,8 @@ fn become_shim() -> io::Result<()> {
     // Orphans of a container in the host's PID namespace come to us, and so does the container's first process, whose parent ends.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     rustix::thread::set_name(c"baleen-shim")?;
+    // Who ends a daemon, or all programs at a shutdown, must not leave a container without its shim: that one ends with its container.
+    sys::ignore_requests_to_end();
     // The daemon's keys are not the container's.
     sys::new_session_keyring()?;
     Ok(())
@@ -168,7 +170,6 @@ fn set_up(config: ShimConfig) -> Result<serve::Server, StartFailure> {
         write_private(&dir.join(STATE_NAME), &text).map_err(|error| failed("write", dir, &error))?;
         Ok(serve::Server::new(serve::Parts {
             id: spec.id.clone(),
-            dir: dir.clone(),
             held,
             listener,
             signals,

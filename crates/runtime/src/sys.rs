@@ -61,6 +61,15 @@ pub(crate) fn child_signal_fd() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Ignores the signals by which programs are asked to end. (What is ignored stays so in the container's first process until
+/// [`reset_signals`].)
+pub(crate) fn ignore_requests_to_end() {
+    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM] {
+        // SAFETY: takes a valid signal number and the constant for ignoring; no handler of ours is involved.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+}
+
 /// Gives every signal its default action and blocks none: what a fresh program expects. (Rust ignores SIGPIPE at its start, and an
 /// ignored signal stays ignored across exec. glibc refuses to touch the two signals of its own, so the kernel is asked.)
 pub(crate) fn reset_signals() {

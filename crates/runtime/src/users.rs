@@ -68,7 +68,13 @@ pub fn resolve(rootfs: &Path, user: &str, group_add: &[String]) -> Result<Resolv
     resolve_in(&passwd, &group, user, group_add)
 }
 
-fn resolve_in(passwd: &[u8], group: &[u8], text: &str, group_add: &[String]) -> Result<ResolvedUser, UserError> {
+/// The same from the contents of the two files.
+pub(crate) fn resolve_in(
+    passwd: &[u8],
+    group: &[u8],
+    text: &str,
+    group_add: &[String],
+) -> Result<ResolvedUser, UserError> {
     let (user_text, group_text) = match text.split_once(':') {
         Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
         None => (text, None),

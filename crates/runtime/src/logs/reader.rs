@@ -292,7 +292,8 @@ fn last_lines(file: &File, count: usize) -> io::Result<(u64, usize)> {
     Ok((0, found))
 }
 
-fn parse(line: &[u8]) -> Option<LogEntry> {
+/// The record that a line holds, if it is one.
+pub(crate) fn parse(line: &[u8]) -> Option<LogEntry> {
     #[derive(Deserialize)]
     struct Record {
         log: String,

@@ -3,6 +3,7 @@
 //! V1  Every buffer is bounded: while an attached client does not read, the container's output waits in its pipe; while the program
 //!     does not read, a client's input waits in its socket.
 //! V2  The order at the end is: output drained, log finished, exit recorded, waiters answered, streams closed. (H3)
+//!     Nothing in the run directory is touched after that.
 //! V3  Only the owner of the shim and root are served.
 
 use std::fs;
@@ -37,12 +38,13 @@ const INPUT_BYTES_MAX: usize = 64 << 10;
 const READ_BYTES: usize = 16 << 10;
 /// How long output may still come after the container's end: a process outside its cgroup may hold the pipe.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
+/// Reads of each pipe after that: more than a pipe holds.
+const LAST_READS_MAX: usize = 64;
 /// How long clients may take to read their last bytes.
 const LINGER_MAX: Duration = Duration::from_secs(10);
 
 pub(super) struct Parts {
     pub(super) id: String,
-    pub(super) dir: PathBuf,
     pub(super) held: OwnedFd,
     pub(super) listener: UnixListener,
     pub(super) signals: OwnedFd,
@@ -168,7 +170,11 @@ impl Server {
             });
         }
         self.clients.iter_mut().for_each(Client::close);
-        let _ = fs::remove_file(self.parts.dir.join(SOCKET_NAME));
+    }
+
+    /// The run directory, by descriptor: if it has been removed and made anew for another run, it is not ours any more.
+    fn dir(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.parts.held.as_raw_fd()))
     }
 
     fn is_finished(&self) -> bool {
@@ -197,7 +203,7 @@ impl Server {
         if let Some(stream) = self.input.stream.as_ref().filter(|_| !self.input.waiting.is_empty()) {
             watched.push((Ready::Input, stream.as_fd(), PollFlags::OUT));
         }
-        if self.clients.len() < CLIENTS_MAX && !matches!(self.phase, Phase::Over { .. }) {
+        if self.clients.len() < CLIENTS_MAX {
             watched.push((Ready::Listener, self.parts.listener.as_fd(), PollFlags::IN));
         }
         for (index, client) in self.clients.iter().enumerate() {
@@ -244,7 +250,9 @@ impl Server {
         match ready {
             Ready::Signals => self.reap(),
             Ready::Outcome => self.read_outcome(),
-            Ready::Source(index) => self.read_source(index),
+            Ready::Source(index) => {
+                self.read_source(index);
+            }
             Ready::Input => self.write_input(),
             Ready::Listener => self.accept(),
             Ready::Client(index) => self.serve(index),
@@ -257,6 +265,10 @@ impl Server {
             let drained = self.sources.iter().all(Option::is_none) && !self.outcome_open;
             if drained || Instant::now() >= *until {
                 let (code, finished_at) = (*code, finished_at.clone());
+                // The time may have passed without this process having had its turn: what lies in the pipes is taken all the same.
+                for index in 0..self.sources.len() {
+                    (0..LAST_READS_MAX).find(|_| !self.read_source(index));
+                }
                 self.record(code, finished_at);
             }
         }
@@ -320,24 +332,23 @@ impl Server {
             let response = Response::Started { pid: self.pid(), started_at };
             self.answer(Role::AwaitsStart, &response, Role::Control);
             // What the runtime library left behind is not needed any more; the bundle is, for exec.
-            let _ = fs::remove_dir_all(self.parts.dir.join(LIBRARY_NAME));
+            let _ = fs::remove_dir_all(self.dir().join(LIBRARY_NAME));
         }
     }
 
     // --- streams ---
 
-    fn read_source(&mut self, index: usize) {
-        let Some(source) = &self.sources[index] else { return };
+    /// Takes one piece of output; whether there was one.
+    fn read_source(&mut self, index: usize) -> bool {
+        let Some(source) = &self.sources[index] else { return false };
         let read = match rustix::io::read(source, &mut self.buffer[..]) {
-            Ok(0) => 0,
-            Ok(read) => read,
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return,
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return false,
             // A terminal whose last user has gone says EIO.
-            Err(_) => 0,
+            other => other.unwrap_or(0),
         };
         if read == 0 {
             self.sources[index] = None;
-            return;
+            return false;
         }
         let (kind, stream) =
             if index == 0 { (StreamKind::Stdout, LogStream::Stdout) } else { (StreamKind::Stderr, LogStream::Stderr) };
@@ -351,6 +362,7 @@ impl Server {
                 client.flush();
             }
         }
+        true
     }
 
     fn write_input(&mut self) {
@@ -629,14 +641,17 @@ impl Server {
             finished_at,
             failure: self.failure.clone(),
         };
-        let path = self.parts.dir.join(EXIT_NAME);
+        let dir = self.dir();
+        let path = dir.join(EXIT_NAME);
         let temporary = path.with_extension("new");
         let text = serde_json::to_vec(&record).unwrap_or_default();
         // If the run directory is gone, the daemon has given the container up; waiters still get their answer.
         let _ = write_private(&temporary, &text).and_then(|()| fs::rename(&temporary, &path));
         if removed {
-            remove_work_files(&self.parts.dir);
+            remove_work_files(&dir);
         }
+        // Before anybody is answered: from then on the directory may be another run's.
+        let _ = fs::remove_file(dir.join(SOCKET_NAME));
         let start = match &self.failure {
             Some(failure) => Response::Failed(failure.clone()),
             None => Response::Refused { message: "container was killed before its program was executed".to_owned() },

@@ -19,6 +19,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("an_exit_while_no_daemon_runs_is_recorded", an_exit_while_no_daemon_runs_is_recorded),
     ("delete_ends_what_runs_and_removes_everything", delete_ends_what_runs_and_removes_everything),
     ("a_created_container_can_be_deleted", a_created_container_can_be_deleted),
+    ("a_shim_does_not_end_on_request", a_shim_does_not_end_on_request),
     ("a_killed_shim_is_noticed_and_its_container_cleaned_up", a_killed_shim_is_noticed_and_its_container_cleaned_up),
     (
         "processes_of_a_container_in_the_hosts_pid_namespace_end_with_it",
@@ -87,6 +88,20 @@ fn a_created_container_can_be_deleted() {
     let pid = shim.pid();
     shim.delete().unwrap();
     assert!(!is_alive(pid) && !fixture.dir().exists());
+}
+
+fn a_shim_does_not_end_on_request() {
+    use rustix::process::Signal;
+    let fixture = Fixture::new(&["sleep", "1000"]);
+    let shim = fixture.create().unwrap();
+    shim.start().unwrap();
+    let process = rustix::process::Pid::from_raw(shim_pid(&fixture)).unwrap();
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        rustix::process::kill_process(process, signal).unwrap();
+        assert_eq!(shim.state().unwrap().status, ContainerStatus::Running);
+    }
+    shim.kill(9).unwrap();
+    assert_eq!(shim.wait().unwrap().exit_code, 137);
 }
 
 fn a_killed_shim_is_noticed_and_its_container_cleaned_up() {
