@@ -207,3 +207,36 @@ fn endless_streams_end_with_the_daemon() {
     });
     assert!(daemon.wait().success());
 }
+
+#[test]
+fn clients_that_break_off_leave_no_descriptor_behind() {
+    if !is_root("clients_that_break_off_leave_no_descriptor_behind") {
+        return;
+    }
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+    let scratch = Scratch::new();
+    let daemon = Daemon::start(&scratch, "a", |_| {});
+    let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).expect("it runs").count();
+    let before = descriptors();
+    let broken = [
+        "",
+        "GET /x",
+        "GET /events HTTP/1.1\r\n\r\n",
+        "POST /containers/create HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{",
+        "POST /images/load HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabc",
+        "POST /containers/x/attach?stream=1&stdin=1 HTTP/1.1\r\nUpgrade: tcp\r\nConnection: Upgrade\r\n\r\nabc",
+    ];
+    for _ in 0..100 {
+        for text in broken {
+            let mut stream = UnixStream::connect(&daemon.socket).expect("it listens");
+            stream.write_all(text.as_bytes()).expect("it reads");
+        }
+    }
+    let start = std::time::Instant::now();
+    while descriptors() > before {
+        assert!(start.elapsed() < crate::support::PATIENCE, "{} descriptors, {before} at first", descriptors());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert_eq!(daemon.get("/_ping").status, 200);
+}
