@@ -81,6 +81,7 @@ impl Store {
                 opened: replayed.opened,
                 counter: AtomicU64::new(0),
                 aside,
+                emptying: Mutex::new(()),
                 failed_barriers: AtomicU64::new(0),
                 _lock: lock,
             }),

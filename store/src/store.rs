@@ -39,6 +39,8 @@ pub(crate) struct Shared {
     pub(crate) opened: u64,
     pub(crate) counter: AtomicU64,
     pub(crate) aside: Aside,
+    /// Held by whoever empties the trash.
+    pub(crate) emptying: Mutex<()>,
     /// Failed barriers so far: a staging that saw one is dropped.
     pub(crate) failed_barriers: AtomicU64,
     /// Held from opening to the end; close-on-exec.

@@ -70,6 +70,8 @@ impl Store {
     /// # Errors
     /// `Io`.
     pub fn empty_trash(&self, limit: u64) -> Result<Emptied, StoreError> {
+        // One at a time: two would meet names that the other has just removed.
+        let _turn = self.shared.emptying.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         empty(self.shared.disk.as_ref(), &self.shared.layout.trash, limit, &self.shared.aside)
     }
 

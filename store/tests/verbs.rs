@@ -287,3 +287,19 @@ fn an_image_without_its_layer_or_its_blobs_is_refused() {
     store.empty_trash(u64::MAX).expect("an empty trash");
     assert_eq!(nobodys(&store), Vec::<String>::new());
 }
+
+#[test]
+fn whoever_empties_the_trash_waits_for_the_other() {
+    let scratch = Scratch::new("empty");
+    let (store, _) = scratch.open();
+    for text in ["base", "middle", "top"] {
+        add_layer(&store, text);
+    }
+    store.collect().expect("a collection");
+    std::thread::scope(|scope| {
+        let emptiers: Vec<_> =
+            (0..4).map(|_| scope.spawn(|| store.empty_trash(u64::MAX).expect("an empty trash"))).collect();
+        let names: u64 = emptiers.into_iter().map(|emptier| emptier.join().expect("no panic").names).sum();
+        assert_eq!(names, 3 * 3, "a folder, its tree and its file for each layer, each removed once");
+    });
+}
