@@ -27,12 +27,30 @@ pub(crate) async fn create(mut call: Call) -> Answer {
     super::json(201, &json!({ "Id": created.id, "Warnings": created.warnings }))
 }
 
+const BIND_OPTIONS: [&str; 5] =
+    ["Propagation", "NonRecursive", "CreateMountpoint", "ReadOnlyNonRecursive", "ReadOnlyForceRecursive"];
+
+/// Gives the keys of a mount's options the spelling that the engine looks for: one in another case must not be ignored.
+fn respell(options: &mut Option<serde_json::Value>, known: &[&str]) {
+    let Some(serde_json::Value::Object(fields)) = options else { return };
+    let respelled = std::mem::take(fields).into_iter().map(|(key, value)| {
+        let spelling = known.iter().find(|known| known.eq_ignore_ascii_case(&key));
+        (spelling.map_or(key, |known| (*known).to_owned()), value)
+    });
+    *fields = respelled.collect();
+}
+
 /// Reads the body: the container's own fields at the top, the host's and the networks' below.
 fn read(mut body: Value) -> Result<CreateRequest, ApiError> {
     for key in ["Cmd", "Entrypoint", "Shell"] {
         body.listed(key);
     }
-    let host_config: HostConfig = input::decode(body.take("HostConfig"))?;
+    let mut host_config: HostConfig = input::decode(body.take("HostConfig"))?;
+    for mount in host_config.mounts.iter_mut().flatten() {
+        respell(&mut mount.bind_options, &BIND_OPTIONS);
+        respell(&mut mount.volume_options, &["NoCopy", "Labels", "DriverConfig", "Subpath"]);
+        respell(&mut mount.tmpfs_options, &["SizeBytes", "Mode", "Options"]);
+    }
     let mut networking = body.take("NetworkingConfig");
     let endpoints: BTreeMap<String, Value> = input::decode(networking.take("EndpointsConfig"))?;
     let config: ContainerConfig = input::decode(body)?;
@@ -97,6 +115,19 @@ mod tests {
         assert_eq!(request.host_config.network_mode, "host");
         assert_eq!(request.host_config.port_bindings["80/tcp"].as_ref().expect("given")[0].host_port, "8080");
         assert_eq!(request.host_config.masked_paths, Some(vec![]));
+    }
+
+    #[test]
+    fn options_of_mounts_are_found_in_any_spelling_and_without_nulls() {
+        let request = request(
+            r#"{"HostConfig":{"PortBindings":{"81/tcp":null},"Mounts":[{"type":"bind","bindOptions":
+            {"readonlyforcerecursive":true,"Propagation":null}},{"Type":"tmpfs","TmpfsOptions":{"sizebytes":7}}]}}"#,
+        )
+        .expect("well-formed");
+        let mounts = request.host_config.mounts.expect("given");
+        assert_eq!(mounts[0].bind_options, Some(json!({ "ReadOnlyForceRecursive": true })));
+        assert_eq!(mounts[1].tmpfs_options, Some(json!({ "SizeBytes": 7 })));
+        assert!(request.host_config.port_bindings.contains_key("81/tcp"));
     }
 
     #[test]

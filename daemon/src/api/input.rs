@@ -180,7 +180,11 @@ impl<'de> de::Deserializer<'de> for Value {
             },
             Value::String(text) => visitor.visit_string(text),
             Value::List(items) => visitor.visit_seq(de::value::SeqDeserializer::new(items.into_iter())),
-            Value::Map(pairs) => visitor.visit_map(de::value::MapDeserializer::new(pairs.into_iter())),
+            // Only what has no type of its own is read this way; there too a null is absent (J2).
+            Value::Map(pairs) => {
+                let pairs = pairs.into_iter().filter(|(_, value)| *value != Value::Null);
+                visitor.visit_map(de::value::MapDeserializer::new(pairs))
+            }
         }
     }
 
@@ -257,8 +261,8 @@ impl<'de> de::Deserializer<'de> for Value {
 
     fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match self {
-            Value::Null => Value::Map(Vec::new()).deserialize_any(visitor),
-            Value::Map(_) => self.deserialize_any(visitor),
+            Value::Null => visitor.visit_map(de::value::MapDeserializer::new(std::iter::empty::<(String, Value)>())),
+            Value::Map(pairs) => visitor.visit_map(de::value::MapDeserializer::new(pairs.into_iter())),
             other => Err(de::Error::invalid_type(other.unexpected(), &visitor)),
         }
     }
