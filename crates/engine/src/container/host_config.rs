@@ -90,6 +90,7 @@ pub struct HostConfig {
     pub cpu_percent: i64,
     #[serde(rename = "IOMaximumIOps")]
     pub io_maximum_iops: u64,
+    #[serde(rename = "IOMaximumBandwidth")]
     pub io_maximum_bandwidth: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mounts: Option<Vec<Mount>>,
