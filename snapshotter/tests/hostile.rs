@@ -513,3 +513,66 @@ fn a_damaged_tree_is_found_by_the_rebuild() {
         assert!(layer.rebuilt().is_err(), "a recipe of {length} bytes is read");
     }
 }
+
+#[test]
+fn a_tree_that_changes_under_an_extraction_leads_nowhere() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    if !is_root("a_tree_that_changes_under_an_extraction_leads_nowhere") {
+        return;
+    }
+    let rounds = if std::env::var_os("BALEEN_SOAK").is_some() { 10_000 } else { 500 };
+    let place = Guarded::new();
+    let root = place.layer.scratch.path().to_owned();
+    let mut tar = Archive::default().dir("d").dir("d/e").file("d/victim", b"planted");
+    for number in 0..20 {
+        // Coming back to `d` by way of its parent, so that it is looked up again and again.
+        tar = tar.file(&format!("d/e/f{number}"), b"x").file(&format!("d/f{number}"), b"x").file(".wh.n", b"");
+        tar = tar.hard_link(&format!("d/victim{number}"), "d/victim").file("d/victim", b"planted");
+    }
+    let tar = tar.end();
+    let stop = Arc::new(AtomicBool::new(false));
+    let swaps = Arc::new(AtomicU64::new(0));
+    let racer = {
+        let (stop, swaps, root) = (Arc::clone(&stop), Arc::clone(&swaps), root.clone());
+        std::thread::spawn(move || {
+            let (link, tree) = (root.join("layer/way-out"), root.join("layer/fs"));
+            while !stop.load(Ordering::Relaxed) {
+                let _ = std::os::unix::fs::symlink(root.join("outside"), &link);
+                for name in ["d", "d/e"] {
+                    let exchange = rustix::fs::RenameFlags::EXCHANGE;
+                    if rustix::fs::renameat_with(rustix::fs::CWD, &link, rustix::fs::CWD, tree.join(name), exchange)
+                        .is_ok()
+                    {
+                        swaps.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            }
+        })
+    };
+    let mut ends = std::collections::BTreeMap::new();
+    for _ in 0..rounds {
+        // The racer may put things back while they are removed.
+        while std::fs::remove_dir_all(root.join("layer")).is_err() && root.join("layer").exists() {}
+        std::fs::create_dir(root.join("layer")).unwrap();
+        let result = (|| {
+            let limits = Limits::default();
+            let mut tree =
+                baleen_snapshotter::tree::TreeWriter::create(place.layer.disk.clone(), &place.layer.dir(), limits)?;
+            for part in tar.chunks(512) {
+                tree.take(part)?;
+            }
+            tree.finish(DiffId(Digest::sha256_of(&tar)))
+        })();
+        let end = result.map_or_else(
+            |error| format!("{error:?}").split([' ', '(']).next().unwrap_or_default().to_owned(),
+            |_| "Ok".into(),
+        );
+        *ends.entry(end).or_insert(0) += 1;
+    }
+    stop.store(true, Ordering::Relaxed);
+    racer.join().unwrap();
+    println!("{rounds} rounds, {} swaps: {ends:?}", swaps.load(Ordering::Relaxed));
+    assert!(swaps.load(Ordering::Relaxed) > rounds, "the race was run");
+    assert_same(&Guarded::look(&place.layer), &place.before);
+}
