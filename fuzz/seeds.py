@@ -227,6 +227,58 @@ def log() -> None:
     keep("log", "length-large", b"\0" + MAGIC + struct.pack("<I", 0x7FFFFFFF) + bytes(block))
 
 
+def users() -> None:
+    passwd = b"\nroot:x:0:0:root:/root:/bin/sh\n1000:x:0:0:trap:/trap:/bin/sh\nann:x:1001:100:Ann:/home/ann:/bin/sh\nbad:x:5:5::/ho\x07me:\n# c\nshort:x\nrel:x:7:7::home:\n:x:1:1::/:\nbig:x:4294967296:1::/:"
+    group = b"\n--\nroot:x:0:\nusers:x:100:\naudio:x:29:ann,bob\nvideo:x:44:bob, ann\nhuge:x:4294967296:ann\nalone:x:9\nx"
+    heads = ["", "ann", "ann\taudio\t7", "1001", "1001\tnone", "ann:audio", "ann:4000", "ann:", ":audio", "1000", "4294967296", "-1", "2147483648", "2147483647",
+             "1000:4294967296", "+5", "0x0", "nobody", "ann:none", "bad", "rel", "big", "short", "4000", "ann:video\tvideo\troot", "+", "\t-3"]
+    for number, head in enumerate(heads):
+        keep("users", f"{number:02}", head.encode() + passwd + group)
+    keep("users", "no-files", b"0")
+    keep("users", "no-text", b"\xff\n")
+
+
+def log_lines() -> None:
+    def line(log: str = "text\\n", stream: str = "stdout", time: str = "2026-01-02T03:04:05.000000006Z") -> bytes:
+        return f'{{"log":"{log}","stream":"{stream}","time":"{time}"}}\n'.encode()
+
+    times = ["2026-01-02T03:04:05Z", "2026-01-02t03:04:05z", "2026-01-02 03:04:05.1+05:30", "2026-12-31T23:59:60.999999999-23:59", "2024-02-29T00:00:00Z", "0000-01-01T00:00:00+23:59",
+             "9999-12-31T23:59:59-23:59", "1969-12-31T23:59:59.5Z", "2026-13-02T03:04:05Z", "2026-01-32T03:04:05Z", "2026-01-02T24:04:05Z", "2026-01-02T03:04:05", "2026-01-02T03:04:05.Z",
+             "2026-01-02T03:04:05.1234567890Z", "2026-01-02T03:04:05+0530", "2026-01-02T03:04:05+05:3x", "2026/01/02T03:04:05Z", "", "2026-1a-02T03:04:05Z", "2026-01-02T03:04:05\u00e9"]
+    for number, time in enumerate(times):
+        keep("log-lines", f"time-{number:02}", line(time=time))
+    for name, data in {
+        "plain": line() + line(stream="stderr"), "nul": bytes(40) + line(), "nul-only": bytes(40) + b"\n", "torn": line()[:20], "torn-then-whole": line()[:20] + b"\n" + line(),
+        "stream": line(stream="stdin"), "escapes": line(log="\\u0000\\ud83d\\ude00\\n"), "surrogate": line(log="\\ud83d"), "not-json": b"text\n", "no-time": b'{"log":"x","stream":"stdout"}\n',
+        "twice": b'{"log":"x","log":"y","stream":"stdout","time":"2026-01-02T03:04:05Z"}\n', "more": b'{"log":"x","stream":"stdout","attrs":{"a":"b"},"time":"2026-01-02T03:04:05Z"}\n',
+    }.items():
+        keep("log-lines", name, data)
+
+
+def frames() -> None:
+    def frame(text: str) -> bytes:
+        return struct.pack("<I", len(text)) + text.encode()
+
+    exit_record = '{"version":1,"id":"c","exit_code":137,"oom_killed":true,"started_at":"2026-01-02T03:04:05Z","finished_at":"2026-01-02T03:04:06Z","failure":null}'
+    texts = [f'{{"version":1,"verb":"{verb}"}}' for verb in ("start", "wait", "state", "close_stdin", "pause", "unpause", "delete", "dance")]
+    texts += [
+        '{"version":1,"verb":"kill","signal":15}', '{"version":1,"verb":"kill","signal":99999999999}', '{"version":1,"verb":"resize","height":24,"width":80}',
+        '{"version":1,"verb":"attach","stdin":true,"stdout":true}', '{"version":2,"verb":"start"}', '{"version":0,"verb":"start"}', '{"verb":"start"}', '{"version":1}', "[]", "{",
+        '{"version":1,"answer":{"ready":{"pid":7}}}', '{"version":1,"answer":{"started":{"pid":7,"started_at":"2026-01-02T03:04:05Z"}}}', '{"version":1,"answer":"done"}',
+        f'{{"version":1,"answer":{{"exited":{exit_record}}}}}', '{"version":1,"answer":{"refused":{"message":"no"}}}',
+        f'{{"version":1,"answer":{{"state":{{"id":"c","status":"stopped","pid":0,"started_at":null,"exit":{exit_record},"log_records_lost":2}}}}}}',
+        '{"version":1,"config":{}}',
+    ]
+    for number, text in enumerate(texts):
+        keep("frames", f"{number:02}", frame(text))
+    keep("frames", "two", frame(texts[0]) + frame(texts[1]))
+    keep("frames", "long", struct.pack("<I", 1 << 30) + b"{}")
+    keep("frames", "cut", frame(texts[0])[:9])
+    for kind in range(4):
+        keep("frames", f"stream-{kind}", bytes([kind, 0, 0, 0, 0, 0, 0, 5]) + b"hello")
+    keep("frames", "stream-long", bytes([0, 0, 0, 0, 1, 0, 0, 0]) + b"hello")
+
+
 def recipe() -> None:
     """What the frames of a recipe hold. Whole files come from the writer itself (`cargo run -p baleen-fuzz --example recipes`)."""
     def number(value: int) -> bytes:
@@ -409,5 +461,5 @@ def extraction() -> None:
         keep("extraction", name, data)
 
 
-for target in (addresses, decompress, dns, extraction, headers, log, recipe, tar):
+for target in (addresses, decompress, dns, extraction, frames, headers, log, log_lines, recipe, tar, users):
     target()

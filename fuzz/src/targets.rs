@@ -110,6 +110,24 @@ pub const TARGETS: &[Target] = &[
         sources: &["crates/registry/src/resolve/message.rs"],
         memory_bytes_max: MEBIBYTE,
     },
+    Target {
+        name: "users",
+        parse: baleen_runtime::fuzzing::users,
+        sources: &["crates/runtime/src/users.rs"],
+        memory_bytes_max: MEBIBYTE,
+    },
+    Target {
+        name: "log-lines",
+        parse: baleen_runtime::fuzzing::log_lines,
+        sources: &["crates/runtime/src/logs/reader.rs", "crates/runtime/src/clock.rs"],
+        memory_bytes_max: MEBIBYTE,
+    },
+    Target {
+        name: "frames",
+        parse: baleen_runtime::fuzzing::frames,
+        sources: &["crates/runtime/src/protocol.rs"],
+        memory_bytes_max: 4 * MEBIBYTE,
+    },
 ];
 
 impl Target {
