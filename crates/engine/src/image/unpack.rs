@@ -2,7 +2,8 @@
 //!
 //! U1  A layer is recorded only after the extraction has verified size, digest and diff ID.
 //! U2  What was extracted before an error goes to the trash; nothing of it can be reached.
-//! U3  Runs on a thread of its own, since it waits for the network; not behind the door, where it would be in the way.
+//! U3  Once it is durable, its pages leave the cache.
+//! U4  Runs on a thread of its own, since it waits for the network; not behind the door, where it would be in the way.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -97,7 +98,24 @@ pub(crate) fn unpack(
     let mut txn = store.begin_with(durability).map_err(failed)?;
     txn.stage_layer(partial, fact.clone());
     txn.commit().map_err(failed)?;
+    leave_the_cache(store, &fact.key);
     Ok(fact)
+}
+
+/// Drops what the extraction left of a durable layer in the page cache, beside the pull: nobody waits for it.
+fn leave_the_cache(store: &Store, key: &LayerKey) {
+    let (store, key) = (store.clone(), key.clone());
+    let release = move || {
+        // Removed meanwhile, or not to be read: then there is nothing to drop, and who needs the layer will say so.
+        if let Ok(dir) = store.layer_dir(&key)
+            && let Err(error) = baleen_snapshotter::release(store.disk(), &dir)
+        {
+            tracing::debug!(error = %error, "a layer's pages stay in the cache");
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("layer-release".to_owned()).spawn(release) {
+        tracing::debug!(error = %error, "a layer's pages stay in the cache");
+    }
 }
 
 /// Bytes that a layer may use: what is free less the reserve, which only removals use.
