@@ -278,9 +278,11 @@ fn decompress(bytes: &[u8]) {
     }
 }
 
+/// Most bytes of a decompressed stream that are looked at.
+const OUTPUT_BYTES_MAX: usize = 2 * MEBIBYTE;
+
 /// What the stream holds, `Err` if it is damaged; `None` if it holds more than [`OUTPUT_BYTES_MAX`].
 fn decompressed(bytes: &[u8], part: usize, verify_checksum: bool) -> Option<Result<Vec<u8>, ()>> {
-    const OUTPUT_BYTES_MAX: usize = 2 * MEBIBYTE;
     let mut decompressor = Decompressor::new(verify_checksum);
     let mut all = Vec::new();
     let mut output = Vec::with_capacity(BUFFER_BYTES);
