@@ -71,7 +71,7 @@ impl Engine {
                         live.state.error = error.to_string();
                     }
                 }
-                container.wake(false);
+                // Nobody who waits for an exit is woken: there was no run, and `docker run` tells the start's own error.
                 drop(turn);
                 if container.stored.host_config.auto_remove
                     && let Err(error) = self.remove(container).await
