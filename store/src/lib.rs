@@ -9,6 +9,7 @@ mod facts;
 mod format;
 mod group;
 mod layout;
+mod mutation;
 mod opening;
 mod owners;
 mod record;

@@ -17,6 +17,7 @@ use crate::facts::{Facts, Record};
 use crate::format;
 use crate::group::LogQueue;
 use crate::layout::{DIRECTORIES, Layout, Object, exists, partial_blob};
+use crate::mutation::{self, Mutation};
 use crate::store::{Shared, State, Store};
 use crate::trash::{Aside, move_aside};
 use crate::wal::{Purpose, StoreId, Wal};
@@ -173,6 +174,10 @@ fn reconcile(
     aside: &Aside,
     opened: &mut Opened,
 ) -> Result<Vec<Object>, StoreError> {
+    if mutation::is(Mutation::StagingWiped) {
+        discard_staged(disk, layout, aside, opened)?;
+        discard_partial(disk, layout, aside, opened)?;
+    }
     for (from, name, object) in staged_by_live_records(disk, layout, facts)? {
         let (place, target) = layout.place(&object);
         if exists(disk, place, &target).context("look up", || object.path())? {
@@ -182,10 +187,7 @@ fn reconcile(
         opened.rolled_forward.push(object.path());
     }
     discard_staged(disk, layout, aside, opened)?;
-    for entry in disk.read_dir(&layout.partial).context("list", || "partial".to_owned())? {
-        move_aside(disk, &layout.partial, &entry.name, &layout.trash, "trash", aside)?;
-        opened.discarded.push(format!("partial/{}", String::from_utf8_lossy(&entry.name)));
-    }
+    discard_partial(disk, layout, aside, opened)?;
     let mut missing = Vec::new();
     let blobs = facts.blobs.keys().map(|digest| Object::Blob(*digest));
     let layers = facts.layers.keys().map(|key| Object::Layer(key.clone()));
@@ -230,6 +232,15 @@ fn discard_staged(disk: &dyn Disk, layout: &Layout, aside: &Aside, opened: &mut 
             move_aside(disk, &layout.staging, &transaction.name, &layout.trash, "trash", aside)?;
             opened.discarded.push(path());
         }
+    }
+    Ok(())
+}
+
+/// Empties `partial/`.
+fn discard_partial(disk: &dyn Disk, layout: &Layout, aside: &Aside, opened: &mut Opened) -> Result<(), StoreError> {
+    for entry in disk.read_dir(&layout.partial).context("list", || "partial".to_owned())? {
+        move_aside(disk, &layout.partial, &entry.name, &layout.trash, "trash", aside)?;
+        opened.discarded.push(format!("partial/{}", String::from_utf8_lossy(&entry.name)));
     }
     Ok(())
 }

@@ -15,6 +15,7 @@ use crate::disk::{Disk, Handle, NodeKind, WriteBack};
 use crate::error::{IoContext, StoreError};
 use crate::facts::{BlobFact, ContainerFact, ImageFact, LayerFact, LayerKey, PullFact, Record, TagFact, TransactionId};
 use crate::layout::{Object, exists, partial_name};
+use crate::mutation::{self, Mutation};
 use crate::store::{Key, Lease, Store};
 use crate::wal::Purpose;
 
@@ -375,7 +376,9 @@ impl Txn {
     /// [`Durability::EachFile`]. `NameTaken`, `ImageMissing` and `LayerMissing` if what the records need is not there.
     /// `LogFull`, `WritesStopped`, `FullDisk`, `Io`.
     pub fn commit(mut self) -> Result<(), StoreError> {
-        self.barrier()?;
+        if !mutation::is(Mutation::BarrierSkipped) && !mutation::is(Mutation::RecordBeforeBarrier) {
+            self.barrier()?;
+        }
         let shared = self.store.shared.clone();
         let reservation = shared.reserve(std::mem::take(&mut self.keys));
         self.drop_layers_stored_meanwhile();
@@ -395,6 +398,9 @@ impl Txn {
                 }
                 return Err(error);
             }
+        }
+        if mutation::is(Mutation::RecordBeforeBarrier) {
+            self.barrier()?;
         }
         // From here on it has happened. Renames without a sync: opening would do them again.
         let dir = self.leave_in_place();
@@ -564,6 +570,9 @@ fn barrier(disk: &dyn Disk, dir: &Handle, opened_before_writing: &Handle) -> std
             _ => disk.write_back(node, 0, 0, WriteBack::Wait),
         })?;
         disk.sync(dir)?;
+    }
+    if mutation::is(Mutation::DescriptorLate) {
+        return disk.barrier(&disk.root()?);
     }
     disk.barrier(opened_before_writing)
 }
