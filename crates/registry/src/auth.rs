@@ -17,6 +17,7 @@ use crate::connect::Trust;
 use crate::credentials::{Credentials, Secret};
 use crate::error::{RegistryError, clean};
 use crate::exchange::{Answer, Request, Transport};
+use crate::retry;
 use crate::url::{Origin, Scheme, Url, percent_encode};
 
 /// The largest answer of a token server, and the largest error of a registry, in bytes.
@@ -232,11 +233,12 @@ impl Authorizer<'_> {
     async fn refused(&self, mut answer: Answer) -> RegistryError {
         let detail = error_detail(&mut answer).await;
         let (host, status) = (answer.url.origin.authority(), answer.status);
+        let retry_after = retry::told(&answer.headers);
         match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST => {
                 RegistryError::Unauthorized { registry: self.registry.authority(), detail: detail.text_or(status) }
             }
-            _ => RegistryError::Server { host, status: status.as_u16(), detail: detail.text_or(status) },
+            _ => RegistryError::Server { host, status: status.as_u16(), detail: detail.text_or(status), retry_after },
         }
     }
 }

@@ -2,9 +2,12 @@
 //!
 //! B1  The bytes handed out are those from the start offset to the descriptor's size, each once and in order, whatever
 //!     happened on the way. More than that is an error at once, fewer after the last attempt.
-//! B2  After a break the next request asks for the rest. An answer with another range is an error. A server that ignores
-//!     ranges is read again from its start, and what was handed out before is passed over and counted.
-//! B3  An attempt that gets further starts the count of attempts anew; a fixed number without progress is an error.
+//! B2  After a break the next request asks for the rest. A server that ignores or refuses ranges, or answers with another
+//!     than was asked for, is read again from its start, and what was handed out before is passed over and counted.
+//! B3  As long as its pull has not received a byte of any layer, a fixed number of attempts is made. After that a
+//!     network that fails is waited for without limit, as long as somebody asks for the next bytes. What would fetch
+//!     the same bytes for ever has the fixed number throughout: a blob that ends early though its connection does not
+//!     break, and a server without ranges that breaks before it gets as far as it was. Progress starts the count anew.
 //! B4  Dropping the stream ends its connection.
 
 use std::fmt;
@@ -18,6 +21,7 @@ use hyper::header::{CONTENT_LENGTH, CONTENT_RANGE};
 use crate::client::RepositoryClient;
 use crate::error::RegistryError;
 use crate::exchange::{Answer, Body};
+use crate::retry;
 
 /// What a blob's reader may tell its user.
 #[derive(Debug)]
@@ -29,7 +33,7 @@ pub enum BlobEvent {
         seconds_left: u64,
         /// The attempt that comes, counted since the last progress, from 2 on.
         attempt: u32,
-        /// What went wrong.
+        /// What went wrong, and so what is waited for.
         error: String,
     },
     /// The blob goes on.
@@ -51,6 +55,14 @@ pub struct BlobStream {
     body: Option<Body>,
     /// Attempts since the last progress that failed.
     failures: u32,
+    /// Those of them that count whatever the pull has received (B3).
+    vain_failures: u32,
+    /// Bytes of this attempt were passed over, and none was new.
+    passed_over: bool,
+    /// Ranges are of no use with this server (B2).
+    whole_only: bool,
+    /// Whether a network that fails may be waited for without limit (B3).
+    patient: bool,
     /// Which endpoint serves: 0 is the one that served the documents.
     turn: usize,
     end: End,
@@ -78,11 +90,21 @@ impl BlobStream {
             to_skip: 0,
             body: None,
             failures: 0,
+            vain_failures: 0,
+            passed_over: false,
+            whole_only: false,
+            patient: true,
             turn: 0,
             end: if start_offset == size { End::Reached } else { End::Ahead },
             fetched_bytes: 0,
             on_event,
         }
+    }
+
+    /// Makes no more than the fixed number of attempts, and counts as no layer.
+    pub(crate) fn impatient(mut self) -> BlobStream {
+        self.patient = false;
+        self
     }
 
     /// The digest of the whole blob. The stream does not verify it; see [`VerifiedBlob`].
@@ -111,8 +133,8 @@ impl BlobStream {
     ///
     /// # Errors
     /// `SizeMismatch` if the blob is longer or shorter than its descriptor says; `NotFound`, `Unauthorized` and other
-    /// answers at once; what broke the connection after the last attempt without progress. After any other error than
-    /// the first the stream may be asked again and then tries again.
+    /// answers at once; what broke the connection after the last attempt, where attempts are limited (B3). After any
+    /// other error than the first the stream may be asked again and then tries again.
     pub async fn next_chunk(&mut self) -> Result<Option<Bytes>, RegistryError> {
         loop {
             match self.end {
@@ -135,7 +157,10 @@ impl BlobStream {
                     if chunk.is_empty() {
                         continue;
                     }
-                    self.failures = 0;
+                    (self.failures, self.vain_failures, self.passed_over) = (0, 0, false);
+                    if self.patient {
+                        self.client.set_has_delivered();
+                    }
                     return Ok(Some(chunk));
                 }
                 // The end came too early.
@@ -146,8 +171,18 @@ impl BlobStream {
     }
 
     async fn open(&mut self) -> Result<(), RegistryError> {
-        let answer = self.client.open_blob(&self.digest, self.position, self.turn).await?;
-        self.to_skip = match self.check_head(&answer)? {
+        let offset = if self.whole_only { 0 } else { self.position };
+        let answered = self.client.open_blob(&self.digest, offset, self.turn).await;
+        let checked = answered.and_then(|answer| Ok((self.check_head(&answer)?, answer)));
+        let (start, answer) = match checked {
+            Err(error) if offset > 0 && refuses_ranges(&error) => {
+                tracing::debug!(digest = %self.digest, error = %error, "a registry serves no ranges");
+                self.whole_only = true;
+                return Ok(());
+            }
+            other => other?,
+        };
+        self.to_skip = match start {
             Start::AtPosition => 0,
             Start::AtZero => self.position,
         };
@@ -164,7 +199,7 @@ impl BlobStream {
         let length: Option<u64> = answer.header(CONTENT_LENGTH).and_then(|text| text.parse().ok());
         let (start, expected) = match answer.status {
             StatusCode::OK => (Start::AtZero, self.size),
-            StatusCode::PARTIAL_CONTENT => {
+            StatusCode::PARTIAL_CONTENT if !self.whole_only => {
                 let range = answer.header(CONTENT_RANGE).and_then(parse_content_range);
                 let Some((first, last, total)) = range else {
                     return Err(RegistryError::Protocol { host: host(), what: "a partial answer without its range" });
@@ -192,6 +227,7 @@ impl BlobStream {
         self.fetched_bytes += chunk.len() as u64;
         let skipped = self.to_skip.min(chunk.len() as u64);
         self.to_skip -= skipped;
+        self.passed_over |= skipped > 0;
         // At most the chunk's length, which is a `usize`.
         let chunk = chunk.split_off(skipped as usize);
         let left = self.size - self.position;
@@ -224,30 +260,45 @@ impl BlobStream {
             // A mirror that has the manifest may lack a blob.
             if self.turn + 1 < self.client.blob_turns() {
                 tracing::warn!(digest = %self.digest, error = %error, "a mirror does not serve a blob");
-                self.turn += 1;
+                (self.turn, self.whole_only) = (self.turn + 1, false);
                 return Ok(());
             }
             return Err(error);
         }
-        self.failures += 1;
-        if self.failures >= self.client.settings().download_attempts_max.max(1) {
-            self.failures = 0;
+        let attempts_max = self.client.settings().download_attempts_max.max(1);
+        self.failures = self.failures.saturating_add(1);
+        self.vain_failures += u32::from(self.was_in_vain(&error));
+        let is_limited = self.vain_failures >= attempts_max;
+        let is_patient = self.patient && self.client.has_delivered();
+        let has_another = self.turn + 1 < self.client.blob_turns();
+        if self.failures.is_multiple_of(attempts_max) && has_another && !is_limited {
+            // A mirror that is down must not hold up what the registry may serve.
+            (self.turn, self.whole_only) = (self.turn + 1, false);
+        } else if is_limited || (self.failures >= attempts_max && !is_patient) {
+            (self.failures, self.vain_failures) = (0, 0);
             return Err(error);
         }
+        self.passed_over = false;
         tracing::debug!(digest = %self.digest, error = %error, attempt = self.failures, "a download is tried again");
-        self.wait(error.to_string()).await;
+        self.wait(&error).await;
         Ok(())
     }
 
-    async fn wait(&mut self, error: String) {
-        let timeouts = &self.client.settings().timeouts;
-        let factor = 1_u32 << (self.failures - 1).min(16);
-        let mut left = timeouts.retry_first.saturating_mul(factor).min(timeouts.retry_max);
+    /// Whether a failure would come again after the same bytes (B3).
+    fn was_in_vain(&self, error: &RegistryError) -> bool {
+        self.passed_over || matches!(error, RegistryError::SizeMismatch { .. })
+    }
+
+    async fn wait(&mut self, error: &RegistryError) {
+        let settings = self.client.settings();
+        let mut left = retry::delay(&settings.timeouts, self.failures, error.retry_after());
+        let (clock, error) = (settings.clock.clone(), error.to_string());
         while !left.is_zero() {
             let seconds_left = left.as_millis().div_ceil(1000) as u64;
-            (self.on_event)(BlobEvent::Retrying { seconds_left, attempt: self.failures + 1, error: error.clone() });
+            let attempt = self.failures.saturating_add(1);
+            (self.on_event)(BlobEvent::Retrying { seconds_left, attempt, error: error.clone() });
             let step = left.min(Duration::from_secs(1));
-            tokio::time::sleep(step).await;
+            clock.sleep(step).await;
             left -= step;
         }
     }
@@ -286,6 +337,15 @@ enum End {
 enum Start {
     AtPosition,
     AtZero,
+}
+
+/// Whether an answer to a request for a range says that the server has no use for ranges.
+fn refuses_ranges(error: &RegistryError) -> bool {
+    match error {
+        RegistryError::Server { status, .. } => matches!(status, 400 | 405 | 412 | 416 | 501),
+        RegistryError::Protocol { .. } => true,
+        _ => false,
+    }
 }
 
 /// Whether another attempt may help. An answer that ended early without an error may have been cut by a proxy.

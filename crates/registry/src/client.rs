@@ -7,7 +7,7 @@
 //! Q3  Mirrors are asked first and anonymously. One that fails is passed over; the registry's own error is what counts.
 
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -29,6 +29,7 @@ use crate::connect::{Dialer, Trust};
 use crate::credentials::Credentials;
 use crate::error::{Missing, RegistryError};
 use crate::exchange::{Answer, Request, Transport};
+use crate::retry;
 use crate::url::{Origin, Scheme, Url};
 
 /// Where Docker's own registry is.
@@ -36,6 +37,8 @@ const DOCKER_IO_HOST: &str = "registry-1.docker.io";
 /// How often a document is asked for when the network fails.
 const DOCUMENT_ATTEMPTS_MAX: u32 = 3;
 const DOCUMENT_RETRY_DELAY: Duration = Duration::from_millis(500);
+/// Nothing is told of a wait for a document, so it is short, whatever the server tells.
+const DOCUMENT_WAIT_MAX: Duration = Duration::from_secs(30);
 /// An index may list an index; one that goes deeper is nobody's image.
 const INDEX_DEPTH_MAX: usize = 4;
 /// Tags of a pull of all tags, and the largest answer that lists some of them, in bytes.
@@ -64,6 +67,8 @@ struct Shared {
     endpoints: Vec<Endpoint>,
     /// The endpoint that served the last document: its blobs are likely there too.
     preferred: AtomicUsize,
+    /// Whether a byte of a layer has come: from then on a failing network is waited for (B3 of `blob`).
+    has_delivered: AtomicBool,
 }
 
 /// A server that may hold the repository.
@@ -141,6 +146,7 @@ impl Client {
             transport: Arc::new(Transport::new(self.dialer.clone(), &self.config)),
             endpoints,
             preferred: AtomicUsize::new(0),
+            has_delivered: AtomicBool::new(false),
         };
         RepositoryClient { shared: Arc::new(shared) }
     }
@@ -311,7 +317,7 @@ impl RepositoryClient {
             return Err(RegistryError::TooLarge { host, what: "a blob", bytes_max: bytes_max as u64 });
         }
         let mut bytes = Vec::new();
-        let mut blob = VerifiedBlob::new(self.blob(descriptor, 0, |_| {}));
+        let mut blob = VerifiedBlob::new(self.blob(descriptor, 0, |_| {}).impatient());
         while let Some(chunk) = blob.next_chunk().await? {
             bytes.extend_from_slice(&chunk);
         }
@@ -383,7 +389,8 @@ impl RepositoryClient {
             match self.fetch_document_once(tag_or_digest, name, expected, media_type).await {
                 Err(error) if error.is_transient() && attempt < DOCUMENT_ATTEMPTS_MAX => {
                     tracing::debug!(reference = name, error = %error, "asks for a document again");
-                    tokio::time::sleep(DOCUMENT_RETRY_DELAY * attempt).await;
+                    let told = error.retry_after().unwrap_or(Duration::ZERO).min(DOCUMENT_WAIT_MAX);
+                    self.settings().clock.sleep(told.max(DOCUMENT_RETRY_DELAY * attempt)).await;
                     attempt += 1;
                 }
                 other => return other,
@@ -440,6 +447,14 @@ impl RepositoryClient {
     /// How many endpoints a blob may be asked from.
     pub(crate) fn blob_turns(&self) -> usize {
         self.shared.endpoints.len() - self.shared.preferred.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn has_delivered(&self) -> bool {
+        self.shared.has_delivered.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_has_delivered(&self) {
+        self.shared.has_delivered.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn settings(&self) -> &ClientConfig {
@@ -529,6 +544,7 @@ impl RepositoryClient {
         let (host, status) = (answer.url.origin.authority(), answer.status);
         let repository = self.shared.repository.familiar();
         let text = detail.text_or(status);
+        let retry_after = retry::told(&answer.headers);
         let not_found =
             |missing, name: &str| RegistryError::NotFound { missing, name: name.to_owned(), detail: text.clone() };
         match (status, detail.code.as_str()) {
@@ -546,7 +562,7 @@ impl RepositoryClient {
                 Subject::Blob => not_found(Missing::Blob, &repository),
                 Subject::Tags => not_found(Missing::Repository, &repository),
             },
-            _ => RegistryError::Server { host, status: status.as_u16(), detail: text },
+            _ => RegistryError::Server { host, status: status.as_u16(), detail: text, retry_after },
         }
     }
 }

@@ -3,9 +3,11 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::proxy::Proxies;
+use crate::retry::{Clock, MonotonicClock};
 use crate::url::{Origin, Url, split_port};
 
 /// How registries are spoken to.
@@ -27,8 +29,11 @@ pub struct ClientConfig {
     pub timeouts: Timeouts,
     /// What we call ourselves.
     pub user_agent: String,
-    /// How often a download is tried without getting a byte further.
+    /// How often a download is tried without getting a byte further, as long as the pull has not received any byte of a
+    /// layer; and always where trying again would fetch the same bytes again and again.
     pub download_attempts_max: u32,
+    /// What waits between attempts.
+    pub clock: Arc<dyn Clock>,
     /// The names of hosts, as in hosts(5).
     pub hosts_file: PathBuf,
     /// The name servers, as in resolv.conf(5).
@@ -61,7 +66,7 @@ impl Default for Timeouts {
             answer: Duration::from_secs(60),
             idle: Duration::from_secs(60),
             retry_first: Duration::from_secs(2),
-            retry_max: Duration::from_secs(300),
+            retry_max: Duration::from_secs(60),
         }
     }
 }
@@ -77,6 +82,7 @@ impl Default for ClientConfig {
             timeouts: Timeouts::default(),
             user_agent: concat!("baleen/", env!("CARGO_PKG_VERSION")).into(),
             download_attempts_max: 5,
+            clock: Arc::new(MonotonicClock),
             hosts_file: "/etc/hosts".into(),
             resolv_conf: "/etc/resolv.conf".into(),
         }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use baleen_oci::{Digest, DocumentError};
 
@@ -36,6 +37,8 @@ pub enum RegistryError {
         status: u16,
         /// What it said, cleaned, at most 1 KiB.
         detail: String,
+        /// How long it asks to be left alone, at most a quarter of an hour.
+        retry_after: Option<Duration>,
     },
     /// An answer is larger than allowed.
     #[error("{what} of {host} is larger than {bytes_max} bytes; it is refused")]
@@ -297,8 +300,16 @@ impl RegistryError {
             | RegistryError::Broken { .. } => true,
             RegistryError::Resolve { problem, .. } => matches!(problem, Timeout | ServerFailure),
             RegistryError::Tls { problem, .. } => *problem == TlsProblem::Other,
-            RegistryError::Server { status, .. } => matches!(status, 408 | 429 | 500 | 502 | 503 | 504),
+            RegistryError::Server { status, .. } => matches!(status, 408 | 425 | 429 | 500..=599),
             _ => false,
+        }
+    }
+
+    /// How long the server asks to be left alone.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            RegistryError::Server { retry_after, .. } => *retry_after,
+            _ => None,
         }
     }
 

@@ -8,6 +8,7 @@
 //!     leads to `http`.
 //! N4  Every answer has a maximum, and every wait has one; dropping a future or a [`BlobStream`] ends its connection.
 //! N5  A broken connection costs no byte twice: a blob goes on at its offset, as long as the registry serves ranges.
+//! N6  Once a byte of a layer has come, a network that fails never ends a pull by itself (B3 of `blob`).
 //!
 //! Touches: the network; reads `/etc/hosts`, `/etc/resolv.conf`, CA bundles and `certs.d`, and works without them
 //! where it can. Names are resolved here, not by libc, which could not in a static binary. Writes nothing.
@@ -24,6 +25,7 @@ mod error;
 mod exchange;
 mod proxy;
 mod resolve;
+mod retry;
 mod tls;
 mod url;
 
@@ -33,6 +35,7 @@ pub use config::{Cidr, ClientConfig, ConfigError, InsecureRegistries, Mirror, Ti
 pub use credentials::{Credentials, CredentialsError, Secret};
 pub use error::{Missing, RegistryError, ResolveProblem, TlsProblem};
 pub use proxy::Proxies;
+pub use retry::{Clock, MonotonicClock};
 
 /// Parsers of untrusted bytes, for the fuzz targets. Not for other use.
 #[doc(hidden)]
@@ -40,6 +43,7 @@ pub mod fuzzing {
     pub use crate::auth::parse_challenges;
     pub use crate::blob::parse_content_range;
     pub use crate::resolve::message::parse_answer;
+    pub use crate::retry::retry_after;
     use crate::url::{Origin, Scheme, Url};
 
     /// Parses an address, and where a redirect leads from it.

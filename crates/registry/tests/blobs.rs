@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use baleen_oci::{Descriptor, Repository};
 use baleen_registry::{BlobEvent, BlobStream, Client, ClientConfig, Credentials, Missing, RegistryError, VerifiedBlob};
-use support::run;
 use support::stub::{Asked, Ending, LAYER_TYPE, Reply, Stub, bytes, descriptor, quick_config};
+use support::{Hurried, run};
 
 const LENGTH: usize = 1_000_000;
 
@@ -101,20 +101,102 @@ fn more_breaks_than_attempts_are_no_failure_as_long_as_bytes_come() {
 }
 
 #[test]
-fn attempts_without_progress_are_counted_and_end() {
+fn attempts_before_the_first_byte_are_counted_and_end() {
     run(async {
-        let mut fixture = Fixture::new(|asked, blob| match asked.range_start() {
-            None => Reply::blob(asked, blob).ending(Ending::CutAfter(1000)),
-            Some(_) => Reply::blob(asked, blob).ending(Ending::CutAfter(0)),
+        let mut fixture = Fixture::new(|asked, blob| Reply::blob(asked, blob).ending(Ending::CutAfter(0))).await;
+        fixture.config.download_attempts_max = 4;
+        let mut stream = fixture.stream(500);
+        let (read, error) = read(&mut stream).await;
+        assert!(read.is_empty());
+        assert!(matches!(error, Some(RegistryError::Broken { .. })), "{error:?}");
+        assert_eq!(fixture.range_starts(), [Some(500); 4]);
+        assert_eq!(stream.position(), 500);
+    });
+}
+
+#[test]
+fn after_the_first_byte_of_any_layer_a_network_that_fails_is_waited_for_without_limit() {
+    run(async {
+        let mut fixture = Fixture::new(|asked, blob| match (asked.range_start(), asked.earlier) {
+            (None, _) => Reply::blob(asked, blob).ending(Ending::CutAfter(1000)),
+            (Some(1000), ..=300) if asked.earlier % 2 == 0 => Reply::new(503, "not now"),
+            (Some(1000), ..=300) => Reply::blob(asked, blob).ending(Ending::CutAfter(0)),
+            _ => Reply::blob(asked, blob),
         })
         .await;
-        fixture.config.download_attempts_max = 4;
-        let mut stream = fixture.stream(0);
-        let (read, error) = read(&mut stream).await;
-        assert_eq!(read, fixture.blob[..1000]);
+        let clock = Arc::new(Hurried::default());
+        fixture.config.clock = clock.clone();
+        fixture.config.timeouts.retry_first = Duration::from_secs(2);
+        fixture.config.download_attempts_max = 3;
+        let (read, error) = read(&mut fixture.stream(0)).await;
+        assert!(error.is_none() && read == fixture.blob, "{error:?}");
+        // 2, 4, 8, 16, 32, then a minute each: no less, or a fleet would storm its registry.
+        assert_eq!(clock.total(), Duration::from_secs(62 + 60 * 296));
+        let events = fixture.events.lock().unwrap();
+        let text = format!("{:?}", events[events.len() / 2]);
+        assert!(text.contains("broke") || text.contains("status 503"), "it says what it waits for: {text}");
+    });
+}
+
+#[test]
+fn another_layer_of_a_pull_that_has_begun_is_waited_for_as_well() {
+    run(async {
+        let mut fixture = Fixture::new(|asked, blob| match asked.earlier {
+            1..=20 => Reply::blob(asked, blob).ending(Ending::CutAfter(0)),
+            _ => Reply::blob(asked, blob),
+        })
+        .await;
+        fixture.config.clock = Arc::new(Hurried::default());
+        let repository = Repository::parse(&format!("127.0.0.1:{}/a", fixture.stub.port())).unwrap();
+        let client = Client::new(fixture.config.clone()).repository(&repository, Credentials::Anonymous);
+        for _ in 0..2 {
+            let (read, error) = read(&mut client.blob(&fixture.descriptor, 0, |_| {})).await;
+            assert!(error.is_none() && read == fixture.blob, "{error:?}");
+        }
+        assert_eq!(fixture.stub.asked().len(), 22);
+        // Another pull by the same client has received nothing yet.
+        let other = Fixture::new(|asked, blob| Reply::blob(asked, blob).ending(Ending::CutAfter(0))).await;
+        let (_, error) = read(&mut other.stream(0)).await;
         assert!(matches!(error, Some(RegistryError::Broken { .. })), "{error:?}");
-        assert_eq!(fixture.range_starts(), [None, Some(1000), Some(1000), Some(1000)]);
-        assert_eq!(stream.position(), 1000, "what was handed out is known after the error");
+        assert_eq!(other.stub.asked().len(), 5);
+    });
+}
+
+#[test]
+fn a_refusal_ends_at_once_also_in_the_middle() {
+    run(async {
+        for status in [401, 403, 404] {
+            let fixture = Fixture::new(move |asked, blob| match asked.range_start() {
+                None => Reply::blob(asked, blob).ending(Ending::CutAfter(1000)),
+                Some(_) => Reply::error(status, "X", "no"),
+            })
+            .await;
+            let (read, error) = read(&mut fixture.stream(0)).await;
+            assert_eq!(read.len(), 1000);
+            let is_told = matches!(error, Some(RegistryError::NotFound { .. } | RegistryError::Unauthorized { .. }));
+            assert!(is_told, "{status}: {error:?}");
+            assert_eq!(fixture.stub.asked().len(), 2, "{status}");
+        }
+    });
+}
+
+#[test]
+fn a_server_that_asks_for_time_gets_it() {
+    run(async {
+        for (status, told, waited) in [(429, "70", 70), (503, "7", 7), (500, "1000000", 900), (502, "soon", 2)] {
+            let mut fixture = Fixture::new(move |asked, blob| match asked.earlier {
+                0 => Reply::new(status, "later").header("Retry-After", told),
+                _ => Reply::blob(asked, blob),
+            })
+            .await;
+            let clock = Arc::new(Hurried::default());
+            fixture.config.clock = clock.clone();
+            fixture.config.timeouts.retry_first = Duration::from_secs(2);
+            let (read, error) = read(&mut fixture.stream(0)).await;
+            assert!(error.is_none() && read == fixture.blob, "{error:?}");
+            assert_eq!(clock.total(), Duration::from_secs(waited), "{told}");
+            assert!(clock.waited().iter().all(|step| *step <= Duration::from_secs(1)), "it counts down");
+        }
     });
 }
 
@@ -134,14 +216,14 @@ fn a_server_that_ignores_ranges_is_read_again_and_the_bytes_are_counted() {
 }
 
 #[test]
-fn reading_again_what_was_handed_out_is_no_progress() {
+fn reading_again_what_was_handed_out_is_no_progress_and_does_not_go_on_for_ever() {
     run(async {
         let mut fixture = Fixture::new(|_, blob| Reply::new(200, blob).ending(Ending::CutAfter(400_000))).await;
         fixture.config.download_attempts_max = 3;
         let mut stream = fixture.stream(0);
         let (read, error) = read(&mut stream).await;
         assert!(matches!(error, Some(RegistryError::Broken { .. })), "{error:?}");
-        assert_eq!((read.len(), fixture.stub.asked().len()), (400_000, 3));
+        assert_eq!((read.len(), fixture.stub.asked().len()), (400_000, 4));
     });
 }
 
@@ -168,16 +250,37 @@ fn another_range_than_asked_for_is_refused() {
             let (read, error) = read(&mut fixture.stream(100)).await;
             assert!(read.is_empty());
             assert!(matches!(error, Some(RegistryError::Protocol { .. })), "{range}: {error:?}");
-            assert_eq!(fixture.stub.asked().len(), 1, "an answer that makes no sense is not asked for again");
+            let starts = fixture.range_starts();
+            assert_eq!(starts, [Some(100), None], "without ranges it makes as little sense, and is not asked again");
         }
         let fixture =
             Fixture::new(|_, blob| Reply::new(206, &blob[100..]).header("Content-Range", "bytes 100-999999/1000001"))
                 .await;
         let (_, error) = read(&mut fixture.stream(100)).await;
         assert!(matches!(error, Some(RegistryError::SizeMismatch { found: 1_000_001, .. })), "{error:?}");
-        let fixture = Fixture::new(|_, _| Reply::new(416, "")).await;
+        let fixture = Fixture::new(|_, _| Reply::error(416, "X", "no")).await;
         let (_, error) = read(&mut fixture.stream(100)).await;
         assert!(matches!(error, Some(RegistryError::Server { status: 416, .. })), "{error:?}");
+    });
+}
+
+#[test]
+fn a_server_that_refuses_ranges_is_read_from_the_start() {
+    run(async {
+        let wrong = |blob: &[u8]| Reply::new(206, blob).header("Content-Range", "bytes 0-999999/1000000");
+        for status in [206, 400, 405, 416, 501] {
+            let fixture = Fixture::new(move |asked, blob| match asked.range_start() {
+                None => Reply::new(200, blob),
+                Some(_) if status == 206 => wrong(blob),
+                Some(_) => Reply::new(status, ""),
+            })
+            .await;
+            let mut stream = fixture.stream(400_000);
+            let (read, error) = read(&mut stream).await;
+            assert!(error.is_none() && read == fixture.blob[400_000..], "{status}: {error:?}");
+            assert_eq!(fixture.range_starts(), [Some(400_000), None]);
+            assert_eq!(stream.fetched_bytes(), LENGTH as u64, "what is passed over is counted");
+        }
     });
 }
 

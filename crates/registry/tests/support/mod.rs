@@ -5,7 +5,10 @@
 pub(crate) mod stub;
 
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 /// A directory that is removed with its content when dropped.
 pub(crate) struct Scratch(PathBuf);
@@ -27,6 +30,27 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A clock on which every wait is over at once, and remembered.
+#[derive(Debug, Default)]
+pub(crate) struct Hurried(Mutex<Vec<Duration>>);
+
+impl Hurried {
+    pub(crate) fn waited(&self) -> Vec<Duration> {
+        self.0.lock().unwrap().clone()
+    }
+
+    pub(crate) fn total(&self) -> Duration {
+        self.waited().iter().sum()
+    }
+}
+
+impl baleen_registry::Clock for Hurried {
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Future<Output = ()> + Send + 'static>> {
+        self.0.lock().unwrap().push(duration);
+        Box::pin(tokio::task::yield_now())
     }
 }
 
