@@ -279,6 +279,33 @@ def frames() -> None:
     keep("frames", "stream-long", bytes([0, 0, 0, 0, 1, 0, 0, 0]) + b"hello")
 
 
+def head() -> None:
+    """Heads of requests: as clients send them, and those that two parsers could read differently."""
+    def request(*headers: str, line: str = "POST /x HTTP/1.1", after: bytes = b"") -> bytes:
+        return "".join(f"{text}\r\n" for text in (line, *headers, "")).encode("latin-1") + after
+
+    seeds = {
+        "ping": request("Host: docker", "User-Agent: Docker-Client/28.2.2 (linux)", line="HEAD /_ping HTTP/1.1"),
+        "list": request("Host: docker", line="GET /v1.44/containers/json?all=1&filters=%7B%7D HTTP/1.1"),
+        "create": request("Host: docker", "Content-Type: application/json", "Content-Length: 2", line="POST /containers/create?name=a HTTP/1.1", after=b"{}"),
+        "attach": request("Connection: Upgrade", "Upgrade: tcp", "Content-Length: 0", line="POST /containers/a/attach?stream=1 HTTP/1.1"),
+        "build": request("Transfer-Encoding: chunked", "Expect: 100-continue", line="POST /build HTTP/1.1", after=b"2\r\nhi\r\n0\r\n\r\n"),
+        "put": request("Content-Length: 9", line="PUT /containers/a/archive?path=/ HTTP/1.1", after=b"too short"),
+        "remove": request("Connection: close, x", line="DELETE /images/a HTTP/1.1"), "options": request(line="OPTIONS * HTTP/1.1"),
+        "old": request("Connection: keep-alive", line="GET / HTTP/1.0"), "old-chunked": request("Transfer-Encoding: chunked", line="POST / HTTP/1.0"),
+        "newer": request(line="GET / HTTP/2.0"), "other-method": request(line="BREW /pot HTTP/1.1"), "line-only": b"GET / HTTP/1.1\r\n", "nothing": b"\r\n\r\n",
+        "absolute": request(line="GET http://docker/_ping HTTP/1.1"), "absolute-tls": request(line="GET https://docker HTTP/1.1"), "authority": request(line="CONNECT docker:80 HTTP/1.1"),
+        "both": request("Content-Length: 5", "Transfer-Encoding: chunked"), "two-lengths": request("Content-Length: 5", "Content-Length: 6"),
+        "same-lengths": request("Content-Length: 5", "Content-Length: 5"), "length-list": request("Content-Length: 5, 6"), "length-sign": request("Content-Length: +5"),
+        "length-empty": request("Content-Length: "), "length-huge": request("Content-Length: 99999999999999999999999"), "coding": request("Transfer-Encoding: gzip, chunked"),
+        "space-before-colon": request("Content-Length : 5"), "folded": request("X: a", " b"), "latin": request("X: \u00e9", "Upgrade: \u00e9"), "nul": request("X: a\0b"),
+        "many": request(*(f"X-{number}: y" for number in range(101))), "hundred": request(*(f"X-{number}: y" for number in range(100))),
+        "bare-line-ends": b"GET / HTTP/1.1\nHost: d\n\n", "long-target": request(line="GET /" + "a" * 9000 + " HTTP/1.1"),
+    }
+    for name, data in seeds.items():
+        keep("head", name, data)
+
+
 def recipe() -> None:
     """What the frames of a recipe hold. Whole files come from the writer itself (`cargo run -p baleen-fuzz --example recipes`)."""
     def number(value: int) -> bytes:
@@ -461,5 +488,5 @@ def extraction() -> None:
         keep("extraction", name, data)
 
 
-for target in (addresses, decompress, dns, extraction, frames, headers, log, log_lines, recipe, tar, users):
+for target in (addresses, decompress, dns, extraction, frames, head, headers, log, log_lines, recipe, tar, users):
     target()

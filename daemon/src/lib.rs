@@ -11,6 +11,8 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 mod api;
+#[doc(hidden)]
+pub mod fuzzing;
 mod http;
 mod json;
 mod logging;

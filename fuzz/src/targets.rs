@@ -128,6 +128,12 @@ pub const TARGETS: &[Target] = &[
         sources: &["crates/runtime/src/protocol.rs"],
         memory_bytes_max: 4 * MEBIBYTE,
     },
+    Target {
+        name: "head",
+        parse: baleen_daemon::fuzzing::head,
+        sources: &["daemon/src/http/head.rs"],
+        memory_bytes_max: MEBIBYTE,
+    },
 ];
 
 impl Target {

@@ -32,6 +32,11 @@ impl Headers {
         std::str::from_utf8(value).ok().filter(|text| text.is_ascii()).map(str::trim)
     }
 
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// Tells whether a header is there at all.
     pub(crate) fn contains(&self, name: &str) -> bool {
         self.0.iter().any(|(key, _)| key.eq_ignore_ascii_case(name))

@@ -27,7 +27,7 @@ mod tests;
 pub(crate) use body::Body;
 pub(crate) use connection::{Service, serve};
 pub(crate) use gone::Gone;
-pub(crate) use head::{Framing, Head, Method};
+pub(crate) use head::{Framing, HEAD_BYTES_MAX, HEADERS_MAX, Head, Method, parse as parse_head};
 pub(crate) use hijack::{HijackInput, Hijacked};
 pub(crate) use reply::{Chunks, Reply, chunks};
 pub(crate) use stream::Stream;
