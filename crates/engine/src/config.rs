@@ -1,8 +1,10 @@
 //! What an engine is opened with.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use baleen_oci::Platform;
+use baleen_registry::{Clock as RetryClock, MonotonicClock};
 
 /// Everything that an [`Engine`](crate::Engine) is told from outside. It reads no file and no variable by itself.
 #[derive(Debug, Clone)]
@@ -25,6 +27,8 @@ pub struct EngineConfig {
     pub certs_dirs: Vec<PathBuf>,
     /// Named in the `User-Agent` of registry requests.
     pub user_agent: String,
+    /// What waits between the attempts of a download.
+    pub retry_clock: Arc<dyn RetryClock>,
     /// Numbers.
     pub limits: Limits,
 }
@@ -34,7 +38,7 @@ pub struct EngineConfig {
 pub struct Limits {
     /// Layers of one pull that are fetched at once (Docker's `max-concurrent-downloads`).
     pub concurrent_downloads_max: usize,
-    /// Attempts without any progress before a download fails (`max-download-attempts`).
+    /// Attempts before a pull fails that has not received a byte of any layer yet (`max-download-attempts`).
     pub download_attempts_max: u32,
     /// Threads behind the door to the store and the runtime.
     pub door_threads: usize,
@@ -61,6 +65,7 @@ impl EngineConfig {
             registry_mirrors: Vec::new(),
             certs_dirs: Vec::new(),
             user_agent: concat!("baleen/", env!("CARGO_PKG_VERSION")).to_owned(),
+            retry_clock: Arc::new(MonotonicClock),
             limits: Limits::default(),
         }
     }

@@ -95,6 +95,7 @@ fn client_config(config: &EngineConfig) -> Result<ClientConfig, EngineError> {
     }
     client.user_agent.clone_from(&config.user_agent);
     client.download_attempts_max = config.limits.download_attempts_max;
+    client.clock = Arc::clone(&config.retry_clock);
     Ok(client)
 }
 

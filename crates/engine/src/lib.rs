@@ -23,6 +23,7 @@ mod info;
 mod progress;
 mod time;
 
+pub use baleen_registry::Clock as RetryClock;
 pub use config::{EngineConfig, Limits};
 pub use container::{
     AttachRequest, Attachment, AttachmentInput, AttachmentOutput, ContainerConfig, ContainerDetails, ContainerState,

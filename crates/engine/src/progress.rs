@@ -58,10 +58,12 @@ pub enum LayerPhase {
     PullComplete,
     /// `Already exists`: the store had it.
     AlreadyExists,
-    /// `Retrying in N seconds`.
+    /// `Retrying in N seconds`, and why.
     Retrying {
         /// Seconds left.
         seconds: u64,
+        /// What went wrong, and so what is waited for.
+        reason: Arc<str>,
     },
     /// Loading from an archive: `Loading layer`.
     Loading {

@@ -83,9 +83,9 @@ fn layer(id: &str, phase: &LayerPhase) -> Bytes {
         LayerPhase::PullComplete => ("Pull complete", None),
         LayerPhase::AlreadyExists => ("Already exists", None),
         LayerPhase::Loading { current_bytes, total_bytes } => ("Loading layer", Some((*current_bytes, *total_bytes))),
-        LayerPhase::Retrying { seconds } => {
+        LayerPhase::Retrying { seconds, reason } => {
             let plural = if *seconds == 1 { "" } else { "s" };
-            retrying = format!("Retrying in {seconds} second{plural}");
+            retrying = format!("Retrying in {seconds} second{plural}: {reason}");
             (retrying.as_str(), None)
         }
     };
@@ -163,8 +163,9 @@ mod tests {
                 " ".repeat(24)
             )
         );
-        assert!(layer(LayerPhase::Retrying { seconds: 1 }).contains("\"Retrying in 1 second\""));
-        assert!(layer(LayerPhase::Retrying { seconds: 5 }).contains("\"Retrying in 5 seconds\""));
+        let retrying = |seconds| layer(LayerPhase::Retrying { seconds, reason: "it broke".into() });
+        assert!(retrying(1).contains("\"Retrying in 1 second: it broke\""));
+        assert!(retrying(5).contains("\"Retrying in 5 seconds: it broke\""));
         assert_eq!(line(&Progress::Digest("sha256:ab".into())), "{\"status\":\"Digest: sha256:ab\"}\r\n");
     }
 

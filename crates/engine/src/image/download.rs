@@ -36,8 +36,8 @@ pub(crate) enum Stage {
     Waiting,
     /// So many bytes have come.
     Downloading(u64),
-    /// The connection broke.
-    Retrying(u64),
+    /// The connection broke: seconds until it is tried again, and what went wrong.
+    Retrying(u64, Arc<str>),
     /// Everything has come and is being verified and made durable.
     Storing,
     /// Durable. Bytes that this job received.
@@ -212,8 +212,8 @@ impl Fetch {
     async fn feed(&self, pieces: mpsc::Sender<Piece>, fetched_bytes: &mut u64) -> Result<(), EngineError> {
         let reports = Arc::clone(&self.reports);
         let mut blob = self.client.blob(&self.descriptor, 0, move |event| {
-            if let BlobEvent::Retrying { seconds_left, .. } = event {
-                reports.send_replace(Stage::Retrying(seconds_left));
+            if let BlobEvent::Retrying { seconds_left, error, .. } = event {
+                reports.send_replace(Stage::Retrying(seconds_left, error.into()));
             }
         });
         self.reports.send_replace(Stage::Downloading(0));

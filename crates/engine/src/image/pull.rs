@@ -241,7 +241,7 @@ async fn follow(job: Arc<Job>, lease: Arc<Lease>, layer: Wanted, progress: Progr
             Stage::Downloading(current_bytes) => {
                 progress.offer(layer.tell(LayerPhase::Downloading { current_bytes, total_bytes }));
             }
-            Stage::Retrying(seconds) => progress.offer(layer.tell(LayerPhase::Retrying { seconds })),
+            Stage::Retrying(seconds, reason) => progress.offer(layer.tell(LayerPhase::Retrying { seconds, reason })),
             Stage::Storing => {
                 downloaded = true;
                 tell_downloaded(&layer, &progress).await;
