@@ -86,6 +86,21 @@ impl Store {
         self.remove(vec![Record::ContainerRemoved(id.to_owned())], Removed::default()).map(drop)
     }
 
+    /// Removes a volume with its data.
+    ///
+    /// # Durability
+    /// Durable on `Ok`; the blocks are free once the trash is emptied.
+    /// # Errors
+    /// `VolumeMissing`, `WritesStopped`, `Io`.
+    pub fn remove_volume(&self, name: &str) -> Result<(), StoreError> {
+        let _all = self.shared.reserve_all();
+        if !self.shared.state().facts.volumes.contains_key(name) {
+            return Err(StoreError::VolumeMissing { volume: name.to_owned() });
+        }
+        self.remove(vec![Record::VolumeRemoved(name.to_owned())], Removed::default())?;
+        self.settle_removed_volume()
+    }
+
     /// Removes what nothing needs: blobs, layers and partial layers without a root, and the oldest pull records beyond
     /// a bound.
     ///
@@ -141,6 +156,7 @@ impl Store {
             let (unreachable, objects) = unreachable(&state, &after, &mut removed);
             let gone = records.iter().filter_map(|record| match record {
                 Record::ContainerRemoved(id) => Some(Object::Container(id.clone())),
+                Record::VolumeRemoved(name) => Some(Object::Volume(name.clone())),
                 _ => None,
             });
             let objects: Vec<Object> = gone.chain(objects).collect();

@@ -124,6 +124,28 @@ pub enum StoreError {
         /// Who has it.
         container: String,
     },
+    /// No such volume.
+    #[error("volume {volume} is not in the store")]
+    VolumeMissing {
+        /// Its name.
+        volume: String,
+    },
+    /// A volume has this name already.
+    #[error("volume {volume} exists already; remove it or choose another name")]
+    VolumeExists {
+        /// The name asked for.
+        volume: String,
+    },
+    /// The name cannot be a folder's.
+    #[error(
+        "{name:?} cannot be the name of a volume; use letters, digits, `_`, `.` and `-`, at most {limit_bytes} of them"
+    )]
+    VolumeName {
+        /// The name asked for.
+        name: String,
+        /// The longest that it may be.
+        limit_bytes: usize,
+    },
     /// The blob was unpacked before, to another layer than is claimed now.
     #[error("blob {blob} unpacks to layer {stored}; the image that claims otherwise is wrong")]
     LayerStored {

@@ -129,6 +129,13 @@ pub struct ContainerFact {
     pub desired: Desired,
 }
 
+/// A volume. What it is like is `volume.json` in its folder, and its files are users' data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeFact {
+    /// Its unique name: a folder below `volumes/`.
+    pub name: String,
+}
+
 /// What a container should be doing (its desired state, not what it does).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Desired {
@@ -175,6 +182,10 @@ pub(crate) enum Record {
     ContainerChanged(ContainerFact),
     /// A container is gone.
     ContainerRemoved(String),
+    /// A volume was staged in that transaction.
+    VolumeStored(VolumeFact, TransactionId),
+    /// A volume is gone.
+    VolumeRemoved(String),
 }
 
 /// Names a transaction: the sequence of the `Opened` record, and a counter from there. Never used twice.
@@ -207,6 +218,7 @@ pub(crate) struct Facts {
     pub(crate) tags: BTreeMap<String, Stated<TagFact>>,
     pub(crate) pulls: BTreeMap<Digest, Stated<PullFact>>,
     pub(crate) containers: BTreeMap<String, (Stated<ContainerFact>, TransactionId)>,
+    pub(crate) volumes: BTreeMap<String, (Stated<VolumeFact>, TransactionId)>,
 }
 
 impl Facts {
@@ -243,6 +255,10 @@ impl Facts {
                 }
             }
             Record::ContainerRemoved(id) => drop(self.containers.remove(&id)),
+            Record::VolumeStored(fact, transaction) => {
+                self.volumes.insert(fact.name.clone(), (Stated { sequence, fact }, transaction));
+            }
+            Record::VolumeRemoved(name) => drop(self.volumes.remove(&name)),
         }
     }
 
@@ -264,6 +280,9 @@ impl Facts {
         for (stated, transaction) in self.containers.values() {
             records.push((stated.sequence, Record::ContainerStored(stated.fact.clone(), *transaction)));
         }
+        for (stated, transaction) in self.volumes.values() {
+            records.push((stated.sequence, Record::VolumeStored(stated.fact.clone(), *transaction)));
+        }
         // In the order of the log, so that a base reads like the log it replaces.
         records.sort_by_key(|(sequence, _)| *sequence);
         records
@@ -275,6 +294,7 @@ impl Facts {
             Object::Blob(digest) => self.blobs.contains_key(digest),
             Object::Layer(key) => self.layers.contains_key(key),
             Object::Container(id) => self.containers.contains_key(id),
+            Object::Volume(name) => self.volumes.contains_key(name),
         }
     }
 

@@ -102,6 +102,7 @@ impl Layout {
             },
             Object::Layer(key) => (&self.layers, key.folder().into_bytes()),
             Object::Container(id) => (&self.containers, id.clone().into_bytes()),
+            Object::Volume(name) => (&self.volumes, name.clone().into_bytes()),
         }
     }
 }
@@ -112,6 +113,7 @@ pub(crate) enum Object {
     Blob(Digest),
     Layer(LayerKey),
     Container(String),
+    Volume(String),
 }
 
 impl Object {
@@ -121,6 +123,7 @@ impl Object {
             Object::Blob(digest) => format!("blobs/{}/{}", digest.algorithm().name(), digest.hex()),
             Object::Layer(key) => format!("layers/{}", key.folder()),
             Object::Container(id) => format!("containers/{id}"),
+            Object::Volume(name) => format!("volumes/{name}"),
         }
     }
 
@@ -130,6 +133,7 @@ impl Object {
             Object::Blob(digest) => format!("blob-{}-{}", digest.algorithm().name(), digest.hex()),
             Object::Layer(key) => format!("layer-{}", key.folder()),
             Object::Container(id) => format!("container-{id}"),
+            Object::Volume(name) => format!("volume-{name}"),
         }
         .into_bytes()
     }

@@ -27,7 +27,9 @@ pub use disk::{
     Access, DirEntry, Disk, Handle, Metadata, NodeKind, Space, Timestamp, WriteBack, read_file, read_full_at,
 };
 pub use error::StoreError;
-pub use facts::{BlobFact, ContainerFact, Desired, ImageFact, LayerFact, LayerKey, PullFact, PullLayer, TagFact};
+pub use facts::{
+    BlobFact, ContainerFact, Desired, ImageFact, LayerFact, LayerKey, PullFact, PullLayer, TagFact, VolumeFact,
+};
 pub use opening::Opened;
 pub use owners::{Owned, Owner};
 pub use store::{Lease, Store};

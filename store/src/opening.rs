@@ -5,6 +5,7 @@
 //!     removal was recorded before this object was, and only its rename is lost. It goes to the trash.
 //! O3  What no record names goes to the trash: it was never acknowledged, or its removal was.
 //! O4  Work depends on what was in flight: directories are listed, and nothing below an object is opened.
+//! O6  What is in `volumes/` is users' data: what no record names stays there, and is only told.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex};
@@ -33,6 +34,8 @@ pub struct Opened {
     pub rolled_forward: Vec<String>,
     /// Paths without a record that went to the trash.
     pub discarded: Vec<String>,
+    /// Names in `volumes/` that no record explains. They are left alone: whose they are is for a person to say.
+    pub foreign_volumes: Vec<String>,
     /// Objects that are recorded and not there: damage. Layers and blobs among them are forgotten, so that a pull
     /// fetches them again.
     pub missing: Vec<String>,
@@ -109,7 +112,7 @@ impl Store {
             .filter_map(|object| match object {
                 Object::Blob(digest) => Some(Record::BlobRemoved(digest)),
                 Object::Layer(key) => Some(Record::LayerRemoved(key)),
-                Object::Container(_) => None,
+                Object::Container(_) | Object::Volume(_) => None,
             })
             .collect();
         for batch in records.chunks(256) {
@@ -192,12 +195,14 @@ fn reconcile(
     let blobs = facts.blobs.keys().map(|digest| Object::Blob(*digest));
     let layers = facts.layers.keys().map(|key| Object::Layer(key.clone()));
     let containers = facts.containers.keys().map(|id| Object::Container(id.clone()));
-    let live: Vec<Object> = blobs.chain(layers).chain(containers).collect();
+    let volumes = facts.volumes.keys().map(|name| Object::Volume(name.clone()));
+    let live: Vec<Object> = blobs.chain(layers).chain(containers).chain(volumes).collect();
     for (dir, prefix) in [
         (&layout.blobs_sha256, "blobs/sha256"),
         (&layout.blobs_sha512, "blobs/sha512"),
         (&layout.layers, "layers"),
         (&layout.containers, "containers"),
+        (&layout.volumes, "volumes"),
     ] {
         let mut names: std::collections::BTreeSet<Vec<u8>> =
             disk.read_dir(dir).context("list", || prefix.to_owned())?.into_iter().map(|entry| entry.name).collect();
@@ -209,6 +214,11 @@ fn reconcile(
             }
         }
         for name in names {
+            // O6: an acknowledged removal has freed its name durably, so what stands here was never given up in order.
+            if prefix == "volumes" {
+                opened.foreign_volumes.push(String::from_utf8_lossy(&name).into_owned());
+                continue;
+            }
             move_aside(disk, dir, &name, &layout.trash, "trash", aside)?;
             opened.discarded.push(format!("{prefix}/{}", String::from_utf8_lossy(&name)));
         }
@@ -260,8 +270,10 @@ fn staged_by_live_records(
         let dir = disk.open_dir(&layout.staging, &transaction.name).context("open", path)?;
         let blobs = facts.blobs.iter().map(|(digest, (_, by))| (Object::Blob(*digest), *by));
         let containers = facts.containers.iter().map(|(id, (_, by))| (Object::Container(id.clone()), *by));
+        let volumes = facts.volumes.iter().map(|(name, (_, by))| (Object::Volume(name.clone()), *by));
         let named: Vec<Object> = blobs
             .chain(containers)
+            .chain(volumes)
             .filter(|(_, by)| by.folder().as_bytes() == transaction.name)
             .map(|(object, _)| object)
             .collect();

@@ -8,7 +8,7 @@ use baleen_oci::{Algorithm, ChainId, DiffId, Digest, ImageId};
 
 use crate::facts::{
     BlobFact, ContainerFact, Desired, ImageFact, LayerFact, LayerKey, PullFact, PullLayer, Record, TagFact,
-    TransactionId,
+    TransactionId, VolumeFact,
 };
 
 /// The longest body of a record in bytes; a larger value is a blob that the record names.
@@ -48,6 +48,8 @@ mod kind {
     pub(super) const CONTAINER_STORED: u16 = 26;
     pub(super) const CONTAINER_CHANGED: u16 = 27;
     pub(super) const CONTAINER_REMOVED: u16 = 28;
+    pub(super) const VOLUME_STORED: u16 = 29;
+    pub(super) const VOLUME_REMOVED: u16 = 30;
 }
 
 /// Encodes a record: its type, its version and its body.
@@ -133,6 +135,15 @@ pub(crate) fn encode(record: &Record) -> (u16, u16, Vec<u8>) {
             out.text(id);
             kind::CONTAINER_REMOVED
         }
+        Record::VolumeStored(fact, transaction) => {
+            out.text(&fact.name);
+            out.transaction(*transaction);
+            kind::VOLUME_STORED
+        }
+        Record::VolumeRemoved(name) => {
+            out.text(name);
+            kind::VOLUME_REMOVED
+        }
     };
     (kind, VERSION, out.0)
 }
@@ -194,6 +205,11 @@ pub(crate) fn decode(kind: u16, version: u16, body: &[u8]) -> Result<Record, Rec
         }
         kind::CONTAINER_CHANGED => Record::ContainerChanged(input.container()?),
         kind::CONTAINER_REMOVED => Record::ContainerRemoved(input.text()?),
+        kind::VOLUME_STORED => {
+            let fact = VolumeFact { name: input.text()? };
+            Record::VolumeStored(fact, input.transaction()?)
+        }
+        kind::VOLUME_REMOVED => Record::VolumeRemoved(input.text()?),
         _ => return Err(RecordError::Unknown(kind, version)),
     };
     if input.0.is_empty() { Ok(record) } else { Err(RecordError::Rest(input.0.len())) }
@@ -385,6 +401,8 @@ mod tests {
             Record::ContainerStored(container.clone(), transaction),
             Record::ContainerChanged(container.clone()),
             Record::ContainerRemoved(container.id),
+            Record::VolumeStored(VolumeFact { name: "data".to_owned() }, transaction),
+            Record::VolumeRemoved("data".to_owned()),
         ]
     }
 

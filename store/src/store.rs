@@ -14,7 +14,7 @@ use baleen_oci::{Digest, ImageId};
 
 use crate::disk::{Access, Disk, Handle, Space, read_file};
 use crate::error::{IoContext, StoreError};
-use crate::facts::{BlobFact, ContainerFact, Facts, ImageFact, LayerFact, LayerKey, PullFact, TagFact};
+use crate::facts::{BlobFact, ContainerFact, Facts, ImageFact, LayerFact, LayerKey, PullFact, TagFact, VolumeFact};
 use crate::group::LogQueue;
 use crate::layout::{Layout, Object};
 use crate::trash::Aside;
@@ -184,6 +184,17 @@ impl Store {
         state.facts.containers.get(id).map(|(stated, _)| stated.fact.clone())
     }
 
+    /// All volumes, by name.
+    pub fn volumes(&self) -> Vec<VolumeFact> {
+        self.shared.state().facts.volumes.values().map(|(stated, _)| stated.fact.clone()).collect()
+    }
+
+    /// One volume.
+    pub fn volume(&self, name: &str) -> Option<VolumeFact> {
+        let state = self.shared.settled(&Key::Object(Object::Volume(name.to_owned())));
+        state.facts.volumes.get(name).map(|(stated, _)| stated.fact.clone())
+    }
+
     /// All layers, by key.
     pub fn layers(&self) -> Vec<LayerFact> {
         self.shared.state().facts.layers.values().map(|stated| stated.fact.clone()).collect()
@@ -248,6 +259,18 @@ impl Store {
         self.open_object(&object)
     }
 
+    /// Opens the folder of a volume: `volume.json` says what it is like, `_data` is what containers see.
+    ///
+    /// # Errors
+    /// `VolumeMissing`, `Io`.
+    pub fn volume_dir(&self, name: &str) -> Result<Handle, StoreError> {
+        let object = Object::Volume(name.to_owned());
+        if !self.shared.settled(&Key::Object(object.clone())).facts.volumes.contains_key(name) {
+            return Err(StoreError::VolumeMissing { volume: name.to_owned() });
+        }
+        self.open_object(&object)
+    }
+
     fn open_object(&self, object: &Object) -> Result<Handle, StoreError> {
         let (dir, name) = self.shared.layout.place(object);
         self.shared.disk.open_dir(dir, &name).context("open", || object.path())
@@ -298,7 +321,7 @@ impl Lease {
         match object {
             Object::Blob(digest) => drop(leased.blobs.insert(*digest)),
             Object::Layer(key) => drop(leased.layers.insert(key.clone())),
-            Object::Container(_) => {}
+            Object::Container(_) | Object::Volume(_) => {}
         }
     }
 }

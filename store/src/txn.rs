@@ -6,6 +6,8 @@
 //! T4  A target that stands without a live record is moved to `quarantine/` before the record is written.
 //! T5  Dropping an uncommitted transaction leaves nothing reachable; what it staged goes to `trash/`.
 
+mod volume;
+
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
@@ -503,6 +505,9 @@ impl Txn {
                 Record::ContainerStored(fact, _) => {
                     needs_image(&fact.image)?;
                     check_container_name(facts, fact)?;
+                }
+                Record::VolumeStored(fact, _) if facts.volumes.contains_key(&fact.name) => {
+                    return Err(StoreError::VolumeExists { volume: fact.name.clone() });
                 }
                 _ => {}
             }

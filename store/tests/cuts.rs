@@ -6,8 +6,8 @@ use std::sync::{Arc, OnceLock};
 use baleen_fault_injection::{Exploration, Journal, Scenario, SimulatedDisk, Subsets, explore, sealed};
 use baleen_oci::{DiffId, Digest, ImageId};
 use baleen_store::{
-    Access, ContainerFact, Desired, ImageFact, LayerFact, LayerKey, Owner, PullFact, PullLayer, Store, StoreError,
-    TagFact, read_file,
+    Access, ContainerFact, Desired, ImageFact, LayerFact, LayerKey, Opened, Owner, PullFact, PullLayer, Store,
+    StoreError, TagFact, VolumeFact, read_file,
 };
 
 /// What a user was told.
@@ -23,6 +23,8 @@ enum Ack {
     NoTag(&'static str),
     Container(&'static str, &'static str),
     NoContainer(&'static str),
+    Volume(&'static str),
+    NoVolume(&'static str),
 }
 
 type Work = fn(&Store, &mut dyn FnMut(Ack)) -> Result<(), StoreError>;
@@ -57,6 +59,7 @@ struct Recovered {
     store: Store,
     facts: Vec<String>,
     missing: Vec<String>,
+    foreign_volumes: Vec<String>,
     created: bool,
 }
 
@@ -99,16 +102,27 @@ impl Scenario for Verb {
     fn recover(&self, disk: &SimulatedDisk) -> Result<Recovered, String> {
         let (store, opened) = Store::open(Arc::new(disk.clone()), *b"a store of tests").map_err(chain)?;
         let facts = facts(&store);
-        Ok(Recovered { store, facts, missing: opened.missing, created: opened.created })
+        let Opened { missing, foreign_volumes, created, .. } = opened;
+        Ok(Recovered { store, facts, missing, foreign_volumes, created })
     }
 
     fn judge(&self, _: &SimulatedDisk, recovered: &Recovered, acks: &[Ack]) -> Result<(), String> {
-        let Recovered { store, missing, .. } = recovered;
+        let Recovered { store, missing, foreign_volumes, .. } = recovered;
         if !missing.is_empty() {
             return Err(format!("{missing:?} are recorded and not there"));
         }
         if recovered.created && acks.contains(&Ack::Store) {
             return Err("the store is gone".to_owned());
+        }
+        // An acknowledged removal takes the folder away for good: no opening would, for it is users' data.
+        let stands = |(at, ack): (usize, &Ack)| match ack {
+            Ack::NoVolume(name) if !acks[at..].contains(&Ack::Volume(name)) => {
+                foreign_volumes.iter().any(|foreign| foreign == name)
+            }
+            _ => false,
+        };
+        if let Some(at) = acks.iter().enumerate().position(stands) {
+            return Err(format!("{:?} was acknowledged and its folder stands", acks[at]));
         }
         whole(store)?;
         // What was under way when the power went may have happened: then the next promises hold already.
@@ -145,6 +159,7 @@ fn facts(store: &Store) -> Vec<String> {
     facts.extend(store.layers().iter().map(|layer| format!("{layer:?}")));
     facts.extend(store.blobs().iter().map(|blob| format!("{blob:?}")));
     facts.extend(store.containers().iter().map(|container| format!("{container:?}")));
+    facts.extend(store.volumes().iter().map(|volume| format!("{volume:?}")));
     facts.extend(store.pulls().iter().map(|pull| format!("{pull:?}")));
     facts
 }
@@ -169,6 +184,9 @@ fn whole(store: &Store) -> Result<(), String> {
     }
     for container in store.containers() {
         check_container(store, &container).map_err(|error| format!("container {}: {error}", container.name))?;
+    }
+    for volume in store.volumes() {
+        check_volume(store, &volume).map_err(|error| format!("volume {}: {error}", volume.name))?;
     }
     let nobodys = |owned: &baleen_store::Owned| owned.owner == Owner::Nobody;
     match store.owners().map_err(chain)?.into_iter().find(nobodys) {
@@ -207,6 +225,12 @@ fn kept(store: &Store, acks: &[Ack]) -> Result<(), String> {
             Ack::NoContainer(id) => {
                 let other = |ack: &Ack| matches!(ack, Ack::Container(again, _) if *again == id);
                 (store.container(id).is_none(), later.iter().any(other))
+            }
+            Ack::Volume(name) => (store.volume(name).is_some(), later.contains(&Ack::NoVolume(name))),
+            // A name that is free stays free: nothing is left where it was.
+            Ack::NoVolume(name) => {
+                let stands = matches!(store.volume_dir(name), Err(StoreError::VolumeMissing { .. }));
+                (stands && store.volume(name).is_none(), later.contains(&Ack::Volume(name)))
             }
         };
         if !holds && !overruled {
@@ -247,6 +271,19 @@ fn check_container(store: &Store, fact: &ContainerFact) -> Result<(), String> {
     match read().map_err(|error| error.to_string())? {
         config if config == fact.id.as_bytes() => Ok(()),
         _ => Err("has another configuration".to_owned()),
+    }
+}
+
+fn check_volume(store: &Store, fact: &VolumeFact) -> Result<(), String> {
+    let disk = store.disk();
+    let read = || -> std::io::Result<Vec<u8>> {
+        let dir = store.volume_dir(&fact.name).map_err(std::io::Error::other)?;
+        disk.open_dir(&dir, b"_data")?;
+        read_file(disk.as_ref(), &disk.open_file(&dir, b"volume.json", Access::Read)?, 1 << 20)
+    };
+    match read().map_err(|error| error.to_string())? {
+        description if description == fact.name.as_bytes() => Ok(()),
+        _ => Err("has another description".to_owned()),
     }
 }
 
@@ -375,11 +412,24 @@ fn add_container(
     Ok(())
 }
 
+fn add_volume(store: &Store, name: &'static str, ack: &mut dyn FnMut(Ack)) -> Result<(), StoreError> {
+    if store.volume(name).is_none() {
+        let mut txn = store.begin()?;
+        txn.stage_volume(VolumeFact { name: name.to_owned() }, name.as_bytes())?;
+        txn.commit()?;
+    }
+    ack(Ack::Volume(name));
+    Ok(())
+}
+
 fn unless_missing(result: Result<(), StoreError>) -> Result<(), StoreError> {
     match result {
-        Err(StoreError::TagMissing { .. } | StoreError::ImageMissing { .. } | StoreError::ContainerMissing { .. }) => {
-            Ok(())
-        }
+        Err(
+            StoreError::TagMissing { .. }
+            | StoreError::ImageMissing { .. }
+            | StoreError::ContainerMissing { .. }
+            | StoreError::VolumeMissing { .. },
+        ) => Ok(()),
         other => other,
     }
 }
@@ -471,6 +521,22 @@ fn verbs() -> Vec<Verb> {
                 store.remove_container("c1")?;
                 ack(Ack::NoContainer("c1"));
                 add_container(store, "c1", "db", "one", ack)
+            },
+        },
+        Verb {
+            name: "volume",
+            prepare: |store| add_volume(store, "old", &mut |_| {}),
+            from_nothing: false,
+            promises: promises(),
+            work: |store, ack| {
+                add_volume(store, "data", ack)?;
+                for name in ["data", "old"] {
+                    unless_missing(store.remove_volume(name))?;
+                    ack(Ack::NoVolume(name));
+                }
+                store.empty_trash(u64::MAX)?;
+                // The last fact is gone, so the log has begun anew: the name is free nevertheless.
+                add_volume(store, "data", ack)
             },
         },
         Verb {
@@ -570,6 +636,11 @@ fn a_cut_untag_leaves_the_tag_or_not() {
 #[test]
 fn a_container_is_there_with_its_configuration_or_not_at_all() {
     explore_verb("container");
+}
+
+#[test]
+fn a_volume_is_there_with_its_description_or_not_at_all() {
+    explore_verb("volume");
 }
 
 #[test]
