@@ -5,16 +5,22 @@
 //! C3  Removal is record first, then one rename; a removed object's name is free before any later record for it.
 //! C4  A removal may use the log's reserve, so that a full disk never forbids it.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use baleen_oci::{Digest, ImageId};
 
 use crate::error::{IoContext, StoreError};
 use crate::facts::{Facts, Record};
 use crate::layout::{Object, partial_blob};
+use crate::partial::kept_bytes;
 use crate::store::{State, Store};
 use crate::wal::Purpose;
 
 /// Pull records kept; the oldest go first.
 const PULLS_MAX: usize = 16;
+/// What the partial layers of pulls that were cut may hold together, as a part of the file system. Those of the pull that
+/// began last are kept whatever they hold, else it would never end.
+const PARTIAL_PART: u64 = 8;
 /// Records that one batch of a collection may have.
 const RECORDS_MAX: usize = 256;
 
@@ -102,7 +108,7 @@ impl Store {
     }
 
     /// Removes what nothing needs: blobs, layers and partial layers without a root, and the oldest pull records beyond
-    /// a bound.
+    /// a bound: 16 of them, and an eighth of the disk for their partial layers.
     ///
     /// # Durability
     /// Durable on `Ok`.
@@ -111,14 +117,27 @@ impl Store {
     pub fn collect(&self) -> Result<Removed, StoreError> {
         let _all = self.shared.reserve_all();
         let ended = {
-            let facts = &self.shared.state().facts;
-            let mut pulls: Vec<_> =
-                facts.pulls.values().map(|stated| (stated.sequence, stated.fact.manifest)).collect();
-            pulls.sort_unstable();
-            pulls.truncate(pulls.len().saturating_sub(PULLS_MAX));
-            pulls.into_iter().map(|(_, manifest)| Record::PullEnded(manifest)).collect()
+            let partial_bytes = self.partial_bytes()?;
+            let bytes_max = self.space()?.total_bytes / PARTIAL_PART;
+            let state = self.shared.state();
+            abandoned(&state, &partial_bytes, bytes_max).into_iter().map(Record::PullEnded).collect()
         };
         self.remove(ended, Removed::default())
+    }
+
+    /// What each partial layer with a checkpoint holds on disk.
+    fn partial_bytes(&self) -> Result<BTreeMap<Digest, u64>, StoreError> {
+        let (disk, dir) = (self.shared.disk.as_ref(), &self.shared.layout.partial);
+        let mut held = BTreeMap::new();
+        for entry in disk.read_dir(dir).context("list", || "partial".to_owned())? {
+            let path = || format!("partial/{}", String::from_utf8_lossy(&entry.name));
+            if let (Some(blob), Some(bytes)) =
+                (partial_blob(&entry.name), kept_bytes(disk, dir, &entry.name).context("read", path)?)
+            {
+                held.insert(blob, bytes);
+            }
+        }
+        Ok(held)
     }
 
     /// Gives up every pull that has not ended, then collects: what `system prune -a` asks for.
@@ -190,6 +209,25 @@ impl Store {
         }
         Ok(removed)
     }
+}
+
+/// Pulls that are given up: the oldest beyond [`PULLS_MAX`], and the oldest whose partial layers bring the sum over
+/// `bytes_max`. Never one of whose layers is being extracted now.
+fn abandoned(state: &State, partial_bytes: &BTreeMap<Digest, u64>, bytes_max: u64) -> Vec<Digest> {
+    let mut pulls: Vec<_> = state.facts.pulls.values().collect();
+    pulls.sort_unstable_by_key(|stated| std::cmp::Reverse(stated.sequence));
+    let mut counted: BTreeSet<Digest> = BTreeSet::new();
+    let (mut bytes, mut given_up) = (0u64, Vec::new());
+    for (index, stated) in pulls.into_iter().enumerate() {
+        let blobs = || stated.fact.layers.iter().map(|layer| layer.blob);
+        let new = blobs().filter(|blob| counted.insert(*blob));
+        bytes = bytes.saturating_add(new.filter_map(|blob| partial_bytes.get(&blob)).sum());
+        let too_much = index > 0 && bytes > bytes_max && blobs().any(|blob| partial_bytes.contains_key(&blob));
+        if (index >= PULLS_MAX || too_much) && !blobs().any(|blob| state.partials.contains(&blob)) {
+            given_up.push(stated.fact.manifest);
+        }
+    }
+    given_up
 }
 
 /// The records and objects of what neither `after` nor a lease needs.

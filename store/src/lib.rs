@@ -8,10 +8,12 @@ mod error;
 mod facts;
 mod format;
 mod group;
+mod inspect;
 mod layout;
 mod mutation;
 mod opening;
 mod owners;
+mod partial;
 mod record;
 mod store;
 mod sys;
@@ -30,11 +32,14 @@ pub use error::StoreError;
 pub use facts::{
     BlobFact, ContainerFact, Desired, ImageFact, LayerFact, LayerKey, PullFact, PullLayer, TagFact, VolumeFact,
 };
+pub use inspect::{FormatState, Inspection, LogState, Stand, Standing, StoredObject};
 pub use opening::Opened;
 pub use owners::{Owned, Owner};
+pub use partial::{CHECKPOINT_STATE_BYTES_MAX, Checkpoint, Checkpoints, Partial};
 pub use store::{Lease, Store};
 pub use system::SystemDisk;
 pub use trash::Emptied;
-pub use txn::{Durability, Partial, StagedDir, Txn};
+pub use txn::{Durability, StagedDir, Txn};
+pub use wal::LogDamage;
 #[doc(hidden)]
 pub use wal::fuzz_replay;

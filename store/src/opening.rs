@@ -5,6 +5,7 @@
 //!     removal was recorded before this object was, and only its rename is lost. It goes to the trash.
 //! O3  What no record names goes to the trash: it was never acknowledged, or its removal was.
 //! O4  Work depends on what was in flight: directories are listed, and nothing below an object is opened.
+//! O5  A layer that was being fetched stays if a pull wants it and it has a checkpoint; else it goes to the trash.
 //! O6  What is in `volumes/` is users' data: what no record names stays there, and is only told.
 
 use std::sync::atomic::AtomicU64;
@@ -19,6 +20,7 @@ use crate::format;
 use crate::group::LogQueue;
 use crate::layout::{DIRECTORIES, Layout, Object, exists, partial_blob};
 use crate::mutation::{self, Mutation};
+use crate::partial::kept_bytes;
 use crate::store::{Shared, State, Store};
 use crate::trash::{Aside, move_aside};
 use crate::wal::{Purpose, StoreId, Wal};
@@ -34,6 +36,8 @@ pub struct Opened {
     pub rolled_forward: Vec<String>,
     /// Paths without a record that went to the trash.
     pub discarded: Vec<String>,
+    /// Layers that were cut while they were fetched, and of which a pull goes on from a checkpoint.
+    pub resumable: Vec<String>,
     /// Names in `volumes/` that no record explains. They are left alone: whose they are is for a person to say.
     pub foreign_volumes: Vec<String>,
     /// Objects that are recorded and not there: damage. Layers and blobs among them are forgotten, so that a pull
@@ -179,7 +183,7 @@ fn reconcile(
 ) -> Result<Vec<Object>, StoreError> {
     if mutation::is(Mutation::StagingWiped) {
         discard_staged(disk, layout, aside, opened)?;
-        discard_partial(disk, layout, aside, opened)?;
+        discard_partial(disk, layout, facts, aside, opened)?;
     }
     for (from, name, object) in staged_by_live_records(disk, layout, facts)? {
         let (place, target) = layout.place(&object);
@@ -190,7 +194,7 @@ fn reconcile(
         opened.rolled_forward.push(object.path());
     }
     discard_staged(disk, layout, aside, opened)?;
-    discard_partial(disk, layout, aside, opened)?;
+    discard_partial(disk, layout, facts, aside, opened)?;
     let mut missing = Vec::new();
     let blobs = facts.blobs.keys().map(|digest| Object::Blob(*digest));
     let layers = facts.layers.keys().map(|key| Object::Layer(key.clone()));
@@ -246,11 +250,24 @@ fn discard_staged(disk: &dyn Disk, layout: &Layout, aside: &Aside, opened: &mut 
     Ok(())
 }
 
-/// Empties `partial/`.
-fn discard_partial(disk: &dyn Disk, layout: &Layout, aside: &Aside, opened: &mut Opened) -> Result<(), StoreError> {
+/// Empties `partial/` but for what a pull goes on from (O5).
+fn discard_partial(
+    disk: &dyn Disk,
+    layout: &Layout,
+    facts: &Facts,
+    aside: &Aside,
+    opened: &mut Opened,
+) -> Result<(), StoreError> {
+    let wanted = facts.reachable().partials;
     for entry in disk.read_dir(&layout.partial).context("list", || "partial".to_owned())? {
-        move_aside(disk, &layout.partial, &entry.name, &layout.trash, "trash", aside)?;
-        opened.discarded.push(format!("partial/{}", String::from_utf8_lossy(&entry.name)));
+        let path = || format!("partial/{}", String::from_utf8_lossy(&entry.name));
+        let is_wanted = partial_blob(&entry.name).is_some_and(|blob| wanted.contains(&blob));
+        if is_wanted && kept_bytes(disk, &layout.partial, &entry.name).context("read", path)?.is_some() {
+            opened.resumable.push(path());
+        } else {
+            move_aside(disk, &layout.partial, &entry.name, &layout.trash, "trash", aside)?;
+            opened.discarded.push(path());
+        }
     }
     Ok(())
 }

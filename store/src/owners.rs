@@ -19,7 +19,7 @@ pub enum Owner {
     Log,
     /// A recorded blob, layer or container.
     Recorded,
-    /// A layer under extraction.
+    /// A layer under extraction, or cut and waiting for its pull to go on.
     Partial,
     /// A transaction under way.
     Staging,
@@ -83,7 +83,12 @@ impl Store {
             segment if segment.len() == 16 && segment.iter().all(u8::is_ascii_hexdigit) => Owner::Log,
             _ => Owner::Nobody,
         })?;
-        let extracted = self.shared.state().partials.clone();
+        let extracted = {
+            let state = self.shared.state();
+            let mut extracted = state.facts.reachable().partials;
+            extracted.extend(state.partials.iter().copied());
+            extracted
+        };
         list(&layout.partial, "partial", &|name| match partial_blob(name) {
             Some(blob) if extracted.contains(&blob) => Owner::Partial,
             _ => Owner::Nobody,

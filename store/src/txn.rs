@@ -13,11 +13,12 @@ use std::sync::atomic::Ordering;
 
 use baleen_oci::Digest;
 
-use crate::disk::{Disk, Handle, NodeKind, WriteBack};
+use crate::disk::{Disk, Handle};
 use crate::error::{IoContext, StoreError};
 use crate::facts::{BlobFact, ContainerFact, ImageFact, LayerFact, LayerKey, PullFact, Record, TagFact, TransactionId};
-use crate::layout::{Object, exists, partial_name};
+use crate::layout::{Object, partial_name};
 use crate::mutation::{self, Mutation};
+use crate::partial::{Barrier, Partial, barrier, sync_tree};
 use crate::store::{Key, Lease, Store};
 use crate::wal::Purpose;
 
@@ -41,8 +42,7 @@ pub struct Txn {
     id: TransactionId,
     durability: Durability,
     /// Opened before the first write (T2).
-    barrier: Handle,
-    failed_barriers: u64,
+    barrier: Barrier,
     /// `staging/<id>`, once something is staged there.
     dir: Option<Handle>,
     staged: StagedNodes,
@@ -96,42 +96,6 @@ impl StagedDir<'_> {
     }
 }
 
-/// A layer under extraction in `partial/<blob>/`. Dropping it gives up what was extracted.
-pub struct Partial {
-    store: Store,
-    blob: Digest,
-    dir: Handle,
-    /// Opened before the first write, and shared with nobody (T2).
-    barrier: Handle,
-    failed_barriers: u64,
-    kept: bool,
-}
-
-impl Partial {
-    /// The blob that is unpacked here.
-    pub fn blob(&self) -> &Digest {
-        &self.blob
-    }
-
-    /// The folder: `fs` and `recipe` are made in it.
-    pub fn dir(&self) -> &Handle {
-        &self.dir
-    }
-}
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        if !self.kept {
-            let shared = &self.store.shared;
-            // What cannot be moved now is moved by the next opening.
-            if let Err(error) = self.store.to_trash(&shared.layout.partial, &partial_name(&self.blob)) {
-                tracing::debug!(error = %error, digest = %self.blob, "a partial layer stays until the next start");
-            }
-        }
-        self.store.shared.state().partials.remove(&self.blob);
-    }
-}
-
 impl Store {
     /// Begins a transaction.
     ///
@@ -153,8 +117,7 @@ impl Store {
         Ok(Txn {
             id: TransactionId { opened: shared.opened, counter: self.next_transaction() },
             durability,
-            failed_barriers: shared.failed_barriers.load(Ordering::SeqCst),
-            barrier: shared.disk.root().context("open", || "the data root".to_owned())?,
+            barrier: Barrier::open(shared)?,
             dir: None,
             staged: StagedNodes::default(),
             objects: Vec::new(),
@@ -166,63 +129,19 @@ impl Store {
         })
     }
 
-    /// Makes an empty `partial/<blob>/` to extract a layer into. What an earlier attempt left there goes to the trash.
-    ///
-    /// # Errors
-    /// `PartialInUse` while another call extracts the same blob; `LayerStored` if this blob is already the source of a
-    /// layer; `WritesStopped`, `FullDisk`, `Io`.
-    pub fn begin_partial(&self, blob: &Digest) -> Result<Partial, StoreError> {
-        if self.writes_stopped() {
-            return Err(StoreError::WritesStopped);
-        }
-        let shared = &self.shared;
-        {
-            let mut state = shared.state();
-            while state.all_reserved {
-                state = shared.wait(state);
-            }
-            // A record names `partial/<blob>` as the place of its layer until the rename is known durable, so that
-            // name may never hold anything else while the record lives.
-            if let Some(fact) = state.facts.layer_of_blob(blob) {
-                return Err(StoreError::LayerStored { blob: *blob, stored: Box::new(fact.key.clone()) });
-            }
-            if !state.partials.insert(*blob) {
-                return Err(StoreError::PartialInUse { blob: *blob });
-            }
-        }
-        let made = self.make_partial(blob);
-        if made.is_err() {
-            shared.state().partials.remove(blob);
-        }
-        made
-    }
-
-    fn make_partial(&self, blob: &Digest) -> Result<Partial, StoreError> {
-        let shared = &self.shared;
-        let (disk, name) = (&shared.disk, partial_name(blob));
-        let path = || format!("partial/{blob}");
-        let failed_barriers = shared.failed_barriers.load(Ordering::SeqCst);
-        let barrier = disk.root().context("open", || "the data root".to_owned())?;
-        if exists(disk.as_ref(), &shared.layout.partial, &name).context("look up", path)? {
-            self.to_trash(&shared.layout.partial, &name)?;
-        }
-        disk.create_dir(&shared.layout.partial, &name, 0o700).context("create", path)?;
-        let dir = disk.open_dir(&shared.layout.partial, &name).context("open", path)?;
-        Ok(Partial { store: self.clone(), blob: *blob, dir, barrier, failed_barriers, kept: false })
-    }
-
-    /// Notes that a pull has begun, so that its layers are kept once they are stored.
+    /// Notes that a pull has begun, so that its layers are kept once they are stored, and its partial layers too; tells
+    /// whether that was noted before: then an earlier attempt has been cut.
     ///
     /// # Durability
     /// Durable on `Ok`.
     /// # Errors
     /// `LogFull`, `WritesStopped`, `Io`.
-    pub fn begin_pull(&self, pull: PullFact) -> Result<(), StoreError> {
+    pub fn begin_pull(&self, pull: PullFact) -> Result<bool, StoreError> {
         let _reservation = self.shared.reserve([Key::Pull(pull.manifest)].into());
         if self.shared.state().facts.pulls.get(&pull.manifest).is_some_and(|stated| stated.fact == pull) {
-            return Ok(());
+            return Ok(true);
         }
-        self.shared.log.append(&self.shared, vec![Record::PullBegun(pull)], Purpose::Add)
+        self.shared.log.append(&self.shared, vec![Record::PullBegun(pull)], Purpose::Add).map(|()| false)
     }
 
     /// Changes the name or the desired state of a container.
@@ -302,7 +221,7 @@ impl Txn {
 
     /// Adopts an extracted layer. If the store got the same layer meanwhile, this copy is given up at commit.
     pub fn stage_layer(&mut self, partial: Partial, fact: LayerFact) {
-        assert_eq!(partial.blob, fact.blob, "a layer must be recorded with the blob that it was extracted from");
+        assert_eq!(*partial.blob(), fact.blob, "a layer must be recorded with the blob that it was extracted from");
         let object = Object::Layer(fact.key.clone());
         self.lease.expect(&object);
         self.keys.insert(Key::Object(object));
@@ -414,45 +333,40 @@ impl Txn {
         published
     }
 
-    /// Makes what is staged durable (T1).
+    /// Makes what is staged durable (T1). With a layer among it, by one barrier for all.
     fn barrier(&mut self) -> Result<(), StoreError> {
         let shared = self.store.shared.clone();
         let (disk, staging) = (shared.disk.as_ref(), &shared.layout.staging);
         for (_, partial) in &self.partials {
-            let synced = match self.durability {
-                Durability::Cheapest => barrier(disk, &partial.dir, &partial.barrier),
-                Durability::EachFile => sync_tree(disk, &partial.dir).and_then(|()| disk.sync(&shared.layout.partial)),
-            };
-            if let Err(source) = synced {
-                return Err(self.barrier_failed(source));
-            }
+            partial.remove_checkpoints()?;
         }
-        if let Some(dir) = self.dir.take() {
-            let few = self.staged.0.len() <= SYNCS_MAX;
-            let synced = if few || self.durability == Durability::EachFile {
-                // Children first, so that no name leads to what is not there.
-                let mut nodes = self.staged.0.iter().chain([&dir, staging]);
-                nodes.try_for_each(|node| disk.sync(node))
-            } else {
-                barrier(disk, &dir, &self.barrier)
-            };
-            self.dir = Some(dir);
-            if let Err(source) = synced {
-                return Err(self.barrier_failed(source));
-            }
+        let few = self.staged.0.len() <= SYNCS_MAX;
+        let synced = if self.durability == Durability::EachFile || self.partials.is_empty() && few {
+            let trees = self.partials.iter().try_for_each(|(_, partial)| sync_tree(disk, partial.dir()));
+            // Children first, so that no name leads to what is not there.
+            let nodes = self.dir.iter().flat_map(|dir| self.staged.0.iter().chain([dir, staging]));
+            let partial = (!self.partials.is_empty()).then_some(&shared.layout.partial);
+            trees.and_then(|()| nodes.chain(partial).try_for_each(|node| disk.sync(node)))
+        } else {
+            let dirs: Vec<&Handle> = self.partials.iter().map(|(_, partial)| partial.dir()).chain(&self.dir).collect();
+            // The oldest descriptor answers for the writes of all (T2): an error that it was told of before has dropped
+            // everything already (T3).
+            let oldest = self.barriers().min_by_key(|barrier| barrier.opened).expect("the transaction's own");
+            barrier(disk, &dirs, &oldest.handle)
+        };
+        if let Err(source) = synced {
+            return Err(self.store.barrier_failed(source));
         }
-        let seen = self.partials.iter().map(|(_, partial)| partial.failed_barriers).chain([self.failed_barriers]);
         let now = shared.failed_barriers.load(Ordering::SeqCst);
-        if seen.min().is_some_and(|seen| seen < now) && (self.dir.is_some() || !self.partials.is_empty()) {
+        let seen_failing = self.barriers().any(|barrier| barrier.failed_barriers < now);
+        if seen_failing && (self.dir.is_some() || !self.partials.is_empty()) {
             return Err(StoreError::StagingDropped); // T3
         }
         Ok(())
     }
 
-    fn barrier_failed(&self, source: std::io::Error) -> StoreError {
-        tracing::warn!(error = %source, "a barrier failed; everything staged is dropped");
-        self.store.shared.failed_barriers.fetch_add(1, Ordering::SeqCst);
-        StoreError::StagingDropped
+    fn barriers(&self) -> impl Iterator<Item = &Barrier> {
+        self.partials.iter().map(|(_, partial)| &partial.inner.barrier).chain([&self.barrier])
     }
 
     /// Gives up copies of layers that another transaction has stored since they were staged.
@@ -517,7 +431,7 @@ impl Txn {
 
     /// Keeps what is staged from the trash, whatever comes: a record may name it.
     fn leave_in_place(&mut self) -> Option<Handle> {
-        self.partials.iter_mut().for_each(|(_, partial)| partial.kept = true);
+        self.partials.iter_mut().for_each(|(_, partial)| partial.leave_in_place());
         self.dir.take()
     }
 
@@ -529,7 +443,7 @@ impl Txn {
             let (place, name) = layout.place(object);
             let layer = self.partials.iter().find(|(key, _)| *object == Object::Layer(key.clone()));
             let renamed = match (layer, &staging) {
-                (Some((_, partial)), _) => disk.rename(&layout.partial, &partial_name(&partial.blob), place, &name),
+                (Some((_, partial)), _) => disk.rename(&layout.partial, &partial_name(partial.blob()), place, &name),
                 (None, Some(dir)) => disk.rename(dir, &object.staged_name(), place, &name),
                 (None, None) => Ok(()),
             };
@@ -555,6 +469,15 @@ impl Txn {
     }
 }
 
+impl Store {
+    /// Notes that a barrier failed: everything staged at this moment is dropped (T3).
+    pub(crate) fn barrier_failed(&self, source: std::io::Error) -> StoreError {
+        tracing::warn!(error = %source, "a barrier failed; everything staged is dropped");
+        self.shared.failed_barriers.fetch_add(1, Ordering::SeqCst);
+        StoreError::StagingDropped
+    }
+}
+
 impl Drop for Txn {
     fn drop(&mut self) {
         if self.dir.take().is_some() {
@@ -565,46 +488,4 @@ impl Drop for Txn {
             }
         }
     }
-}
-
-/// One `syncfs`, on kernels that lose its errors after the errors of each file were asked for.
-fn barrier(disk: &dyn Disk, dir: &Handle, opened_before_writing: &Handle) -> std::io::Result<()> {
-    if !disk.barrier_reports_every_error() {
-        for_each_node(disk, dir, &mut |node, kind| match kind {
-            NodeKind::Directory => Ok(()),
-            _ => disk.write_back(node, 0, 0, WriteBack::Wait),
-        })?;
-        disk.sync(dir)?;
-    }
-    if mutation::is(Mutation::DescriptorLate) {
-        return disk.barrier(&disk.root()?);
-    }
-    disk.barrier(opened_before_writing)
-}
-
-/// `fsync` of every file and directory below `dir`, children first.
-fn sync_tree(disk: &dyn Disk, dir: &Handle) -> std::io::Result<()> {
-    for_each_node(disk, dir, &mut |node, _| disk.sync(node))?;
-    disk.sync(dir)
-}
-
-type Visit<'a> = &'a mut dyn FnMut(&Handle, NodeKind) -> std::io::Result<()>;
-
-/// Visits every regular file below `dir`, and each directory but `dir` after its content. The names and attributes of
-/// other nodes become durable with their directory.
-fn for_each_node(disk: &dyn Disk, dir: &Handle, visit: Visit<'_>) -> std::io::Result<()> {
-    for entry in disk.read_dir(dir)? {
-        match entry.kind {
-            NodeKind::Directory => {
-                let inner = disk.open_dir(dir, &entry.name)?;
-                for_each_node(disk, &inner, visit)?;
-                visit(&inner, entry.kind)?;
-            }
-            NodeKind::File => {
-                visit(&disk.open_file(dir, &entry.name, crate::disk::Access::Read)?, entry.kind)?;
-            }
-            _ => {}
-        }
-    }
-    Ok(())
 }

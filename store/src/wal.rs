@@ -13,6 +13,8 @@
 //!
 //! Touches: the `wal` directory, through [`Disk`] only. Knows records, and nothing of images or snapshots.
 
+mod remains;
+
 use std::sync::Arc;
 
 use crate::disk::{Access, Disk, Handle, read_full_at};
@@ -20,6 +22,9 @@ use crate::error::{IoContext, StoreError};
 use crate::facts::{Facts, Record};
 use crate::mutation::{self, Mutation};
 use crate::record;
+
+pub use remains::LogDamage;
+pub(crate) use remains::Remains;
 
 /// The unit in which the log is written: no write touches a block of an acknowledged batch.
 const BLOCK: usize = 4096;

@@ -356,7 +356,7 @@ fn after_a_failed_write_or_sync_of_the_log_nothing_is_changed_and_everything_is_
         };
         stopped(set_tag(&store, "more", "old"));
         stopped(store.begin_partial(&digest("any")).map(drop));
-        stopped(store.begin_pull(PullFact { manifest: digest("any"), layers: Vec::new() }));
+        stopped(store.begin_pull(PullFact { manifest: digest("any"), layers: Vec::new() }).map(drop));
         stopped(store.change_container(container("c0", "old", Desired::Running)));
         stopped(store.remove_tag("app:2"));
         stopped(store.remove_image(&image("new")).map(drop));

@@ -27,17 +27,7 @@ impl Recipe {
     pub fn open(disk: Arc<dyn Disk>, layer_dir: &Handle) -> Result<Self, RecipeError> {
         let file = disk.open_file(layer_dir, RECIPE_NAME, Access::Read).map_err(io_error("open"))?;
         let size_bytes = disk.metadata(&file).map_err(io_error("open"))?.size_bytes;
-        let header: [u8; HEADER_BYTES] = read_exact(&*disk, &file, 0)?;
-        if &header[..8] != MAGIC {
-            return Err(damaged("it does not begin as one"));
-        }
-        let version = u32::from_le_bytes([header[8], header[9], header[10], header[11]]);
-        if version != VERSION {
-            return Err(RecipeError::Newer { version });
-        }
-        if header[12..] != [0; 4] {
-            return Err(damaged("it has unknown features"));
-        }
+        read_header(&*disk, &file)?;
         let end = size_bytes.checked_sub(TRAILER_BYTES as u64).ok_or_else(|| damaged("it has no end"))?;
         let trailer: [u8; TRAILER_BYTES] = read_exact(&*disk, &file, end)?;
         if &trailer[24..] != END_MAGIC || blake3::hash(&trailer[..16]).as_bytes()[..8] != trailer[16..24] {
@@ -67,7 +57,17 @@ impl Recipe {
 
     /// All items, in tar order.
     pub fn items(&self) -> Items<'_> {
-        Items { recipe: self, frames: 0..self.frames.len(), frame: Vec::new(), position: 0, failed: false }
+        self.items_of(0)
+    }
+
+    /// The items of the frames from `offset` in the file on, and the number of file items before them.
+    pub fn items_from(&self, offset: u64) -> (u64, Items<'_>) {
+        let first = self.frames.iter().position(|frame| frame.offset >= offset).unwrap_or(self.frames.len());
+        (self.frames[..first].iter().map(|frame| frame.files).sum(), self.items_of(first))
+    }
+
+    fn items_of(&self, first: usize) -> Items<'_> {
+        Items { recipe: self, frames: first..self.frames.len(), frame: Vec::new(), position: 0, failed: false }
     }
 
     /// Where the payload of the file lies that is the `ordinal`-th (from 0) of the recipe and had `path` then.
@@ -159,7 +159,7 @@ pub fn parse_anything(bytes: &[u8]) {
     while !fields.is_empty() && parse_item(&mut fields).is_ok() {}
 }
 
-fn parse_item(fields: &mut Fields<'_>) -> Result<Item, RecipeError> {
+pub(super) fn parse_item(fields: &mut Fields<'_>) -> Result<Item, RecipeError> {
     match fields.byte()? {
         TAG_LITERAL => Ok(Item::Literal(fields.bytes(LITERAL_BYTES_MAX)?.to_vec())),
         TAG_ZEROS => Ok(Item::Zeros(fields.number()?)),
@@ -247,8 +247,24 @@ fn read_exact<const N: usize>(disk: &dyn Disk, file: &Handle, offset: u64) -> Re
     }
 }
 
+/// Checks that the file begins as a recipe of this version.
+pub(super) fn read_header(disk: &dyn Disk, file: &Handle) -> Result<(), RecipeError> {
+    let header: [u8; HEADER_BYTES] = read_exact(disk, file, 0)?;
+    if &header[..8] != MAGIC {
+        return Err(damaged("it does not begin as one"));
+    }
+    let version = u32::from_le_bytes([header[8], header[9], header[10], header[11]]);
+    if version != VERSION {
+        return Err(RecipeError::Newer { version });
+    }
+    if header[12..] != [0; 4] {
+        return Err(damaged("it has unknown features"));
+    }
+    Ok(())
+}
+
 /// Reads the frame at `offset`, which ends before `end`; gives it unpacked, and the offset after it.
-fn read_frame(
+pub(super) fn read_frame(
     disk: &dyn Disk,
     file: &Handle,
     offset: u64,

@@ -2,7 +2,8 @@
 
 use zstd::zstd_safe::{CCtx, CParameter};
 
-use super::bytes::{put_bytes, put_number};
+use super::bytes::{Fields, put_bytes, put_number};
+use super::reader::{parse_item, read_frame, read_header};
 use super::*;
 
 /// A recipe being written.
@@ -39,10 +40,51 @@ impl RecipeWriter {
         header[..8].copy_from_slice(MAGIC);
         header[8..12].copy_from_slice(&VERSION.to_le_bytes());
         disk.write_at(&file, &header, 0).map_err(io_error("write"))?;
+        Self::new(disk, file, HEADER_BYTES as u64)
+    }
+
+    /// Goes on with the recipe in `layer_dir`, cut to its first `length_bytes`: what [`RecipeWriter::seal`] once gave,
+    /// with the moves of that time. Gives each item in it to `visit`, in tar order.
+    ///
+    /// # Errors
+    /// [`RecipeError::Damaged`] if those bytes are not the start of a recipe; [`RecipeError::Newer`];
+    /// [`RecipeError::TooManyMoves`]; [`RecipeError::Io`]; whatever `visit` says.
+    pub fn resume<E: From<RecipeError>>(
+        disk: Arc<dyn Disk>,
+        layer_dir: &Handle,
+        length_bytes: u64,
+        moves: Vec<Move>,
+        mut visit: impl FnMut(Item) -> Result<(), E>,
+    ) -> Result<Self, E> {
+        let file = disk.open_file(layer_dir, RECIPE_NAME, Access::ReadWrite).map_err(io_error("open"))?;
+        read_header(&*disk, &file)?;
+        if disk.metadata(&file).map_err(io_error("open"))?.size_bytes < length_bytes {
+            return Err(damaged("it ends early").into());
+        }
+        let mut writer = Self::new(disk, file, HEADER_BYTES as u64)?;
+        while writer.offset < length_bytes {
+            let (frame, next) = read_frame(&*writer.disk, &writer.file, writer.offset, length_bytes, FRAME_BYTES_MAX)?;
+            let mut fields = Fields(&frame);
+            while !fields.is_empty() {
+                let item = parse_item(&mut fields)?;
+                if let Item::File { path, .. } = &item {
+                    writer.count_file(path);
+                }
+                visit(item)?;
+            }
+            writer.close_frame(next);
+        }
+        for moved in moves {
+            writer.add_move(moved)?;
+        }
+        writer.disk.set_len(&writer.file, length_bytes).map_err(io_error("cut"))?;
+        Ok(writer)
+    }
+
+    fn new(disk: Arc<dyn Disk>, file: Handle, offset: u64) -> Result<Self, RecipeError> {
         let mut context = CCtx::create();
         let prepared = context.set_parameter(CParameter::CompressionLevel(ZSTD_LEVEL));
         prepared.map_err(|_| damaged("the compressor takes no level"))?;
-        let offset = HEADER_BYTES as u64;
         let facts = FrameFacts { offset, files: 0, paths: None };
         Ok(Self {
             disk,
@@ -106,6 +148,11 @@ impl RecipeWriter {
                 end = segment.offset + segment.length;
             }
         }
+        self.count_file(path);
+        self.end_item()
+    }
+
+    fn count_file(&mut self, path: &[u8]) {
         self.files += 1;
         self.facts.files += 1;
         let path = cut(path);
@@ -115,7 +162,6 @@ impl RecipeWriter {
             Some((_, greatest)) if path > greatest.as_slice() => *greatest = path.to_vec(),
             Some(_) => {}
         }
-        self.end_item()
     }
 
     /// Adds payload that lies in `kept/<number>`.
@@ -135,30 +181,45 @@ impl RecipeWriter {
     /// # Errors
     /// [`RecipeError::TooManyMoves`].
     pub fn moved(&mut self, path: &[u8], number: u64) -> Result<(), RecipeError> {
-        self.moved_path_bytes += path.len();
+        self.add_move(Move { files_before: self.files, number, path: path.to_vec() })
+    }
+
+    fn add_move(&mut self, moved: Move) -> Result<(), RecipeError> {
+        self.moved_path_bytes += moved.path.len();
         if self.moves.len() >= MOVES_MAX || self.moved_path_bytes > INDEX_BYTES_MAX / 4 {
             return Err(RecipeError::TooManyMoves);
         }
-        self.moves.push(Move { files_before: self.files, number, path: path.to_vec() });
+        self.moves.push(moved);
         Ok(())
     }
 
-    /// Closes the frame, so that everything added so far is in the file: where a checkpoint can cut it.
+    /// All moves so far.
+    pub fn moves(&self) -> &[Move] {
+        &self.moves
+    }
+
+    /// Closes the frame, so that everything added so far is in the file: where a checkpoint can cut it. Gives the length
+    /// of the file now.
     ///
     /// # Errors
     /// [`RecipeError::Io`].
-    pub fn seal(&mut self) -> Result<(), RecipeError> {
+    pub fn seal(&mut self) -> Result<u64, RecipeError> {
         self.join_literal();
-        if self.frame.is_empty() {
-            return Ok(());
+        if !self.frame.is_empty() {
+            let frame = std::mem::take(&mut self.frame);
+            self.write_frame(&frame)?;
+            self.frame = frame;
+            self.frame.clear();
+            self.close_frame(self.offset);
         }
-        let frame = std::mem::take(&mut self.frame);
-        self.write_frame(&frame)?;
-        let facts = FrameFacts { offset: self.offset, files: 0, paths: None };
+        Ok(self.offset)
+    }
+
+    /// Notes the frame that ends at `offset`, and begins the next there.
+    fn close_frame(&mut self, offset: u64) {
+        self.offset = offset;
+        let facts = FrameFacts { offset, files: 0, paths: None };
         self.frames.push(std::mem::replace(&mut self.facts, facts));
-        self.frame = frame;
-        self.frame.clear();
-        Ok(())
     }
 
     /// Writes the index and the trailer; gives the size of the recipe in bytes.
@@ -230,7 +291,7 @@ impl RecipeWriter {
 
     fn end_item(&mut self) -> Result<(), RecipeError> {
         self.join_literal();
-        if self.frame.len() >= FRAME_BYTES_TARGET { self.seal() } else { Ok(()) }
+        if self.frame.len() >= FRAME_BYTES_TARGET { self.seal().map(drop) } else { Ok(()) }
     }
 
     fn write_frame(&mut self, plain: &[u8]) -> Result<(), RecipeError> {
