@@ -36,6 +36,7 @@ pub fn binary() -> Result<PathBuf> {
 /// A daemon with root, run directory, socket and control groups of its own. Dropping it ends everything that it started.
 #[derive(Debug)]
 pub struct Daemon {
+    program: Option<PathBuf>,
     folder: PathBuf,
     root: PathBuf,
     cgroup_parent: String,
@@ -63,12 +64,23 @@ impl Daemon {
     pub fn prepare(scratch: &Scratch, root: &Path) -> Result<Self> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let folder = scratch.join(format!("d{number}"));
+        Self::in_folder(&scratch.join(format!("d{number}")), root)
+    }
+
+    /// The same with its socket, run directory and log in this folder, which is made if it is missing.
+    ///
+    /// # Errors
+    /// As [`Daemon::prepare`].
+    pub fn in_folder(folder: &Path, root: &Path) -> Result<Self> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let folder = folder.to_owned();
         fs::create_dir_all(folder.join("client"))?;
         // What the machine's own daemon is told to do is nothing to this one.
         fs::write(folder.join("daemon.json"), "{}")?;
         let cgroup_parent = format!("/baleen-tests-{}-{number}", std::process::id());
         Ok(Self {
+            program: None,
             folder,
             root: root.to_owned(),
             cgroup_parent,
@@ -77,6 +89,12 @@ impl Daemon {
             namespace: None,
             child: None,
         })
+    }
+
+    /// Another binary than that of [`binary`].
+    pub fn program(&mut self, path: &Path) -> &mut Self {
+        self.program = Some(path.to_owned());
+        self
     }
 
     /// One more argument for `baleen daemon`.
@@ -124,7 +142,7 @@ impl Daemon {
     /// # Errors
     /// If the binary cannot be started.
     pub fn launch(&mut self) -> Result<()> {
-        let binary = binary()?;
+        let binary = self.program.clone().map_or_else(binary, Ok)?;
         let log = fs::OpenOptions::new().create(true).append(true).open(self.folder.join("log"))?;
         let mut command = in_network(self.namespace.as_deref(), &binary.to_string_lossy());
         command
@@ -271,12 +289,14 @@ impl Daemon {
     }
 
     /// The processes of this daemon: those that carry its folder in their command line (itself), and those that have a file open in
-    /// its folder or root (its shims, which hold their logs).
+    /// its folder or root (its shims, which hold their logs). Only those that see the calling thread's mounts: elsewhere the same path
+    /// may be another daemon's.
     pub fn processes(&self) -> BTreeSet<u32> {
         let mut found = BTreeSet::new();
+        let mounts = fs::read_link("/proc/thread-self/ns/mnt").ok();
         for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-            if pid == std::process::id() {
+            if pid == std::process::id() || fs::read_link(entry.path().join("ns/mnt")).ok() != mounts {
                 continue;
             }
             let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();

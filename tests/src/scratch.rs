@@ -52,9 +52,9 @@ impl Drop for Scratch {
     }
 }
 
-/// Every mount point at or below `path`, the last mounted first.
+/// Every mount point at or below `path` that the calling thread sees, the last mounted first.
 pub fn mounts_below(path: &Path) -> Vec<PathBuf> {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
     let mut mounts: Vec<PathBuf> = table
         .lines()
         .filter_map(|line| line.split(' ').nth(4))

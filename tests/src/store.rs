@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
@@ -18,7 +18,15 @@ use crate::tree;
 /// If the image is not there or names none.
 pub fn layer_folders(daemon: &Daemon, reference: &str) -> Result<Vec<PathBuf>> {
     let found: Value = serde_json::from_str(&daemon.docker_ok(&["image", "inspect", reference])?)?;
-    let data = &found[0]["GraphDriver"]["Data"];
+    folders_of(&found[0])
+}
+
+/// The folders of an image's layers, lowest first, from the answer of an inspection.
+///
+/// # Errors
+/// If it names none.
+pub fn folders_of(inspected: &Value) -> Result<Vec<PathBuf>> {
+    let data = &inspected["GraphDriver"]["Data"];
     // As of Docker's overlay2: the top layer is the upper folder, the others follow from the top downwards.
     let mut folders: Vec<PathBuf> = ["UpperDir", "LowerDir"]
         .iter()
@@ -43,14 +51,9 @@ pub fn assert_image_is_whole(daemon: &Daemon, scratch: &Scratch, reference: &str
         bail!("{reference} has {} layers, and {} folders: {folders:?}", image.layers.len(), folders.len());
     }
     for (number, (folder, layer)) in folders.iter().zip(&image.layers).enumerate() {
-        let mut expected = tree::of_layer(scratch, &layer.tar)?;
-        let mut found = tree::read(folder).with_context(|| format!("layer {number} of {reference}"))?;
-        if expected.get(".").is_some_and(|root| root.mtime.is_none()) {
-            // The archive says nothing of the layer's own folder.
-            expected.remove(".");
-            found.remove(".");
-        }
-        let differences = tree::differences(&found, &expected);
+        let expected = tree::of_layer(scratch, &layer.tar)?;
+        let differences =
+            layer_differences(folder, &expected).with_context(|| format!("layer {number} of {reference}"))?;
         if !differences.is_empty() {
             bail!(
                 "layer {number} of {reference} in {}: first on disk, second by tar\n{}",
@@ -60,6 +63,22 @@ pub fn assert_image_is_whole(daemon: &Daemon, scratch: &Scratch, reference: &str
         }
     }
     Ok(())
+}
+
+/// What an unpacked layer has otherwise than [`tree::of_layer`] of its archive, one line a difference.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn layer_differences(folder: &Path, expected: &tree::Tree) -> Result<Vec<String>> {
+    let mut found = tree::read(folder)?;
+    if expected.get(".").is_some_and(|root| root.mtime.is_none()) {
+        // The archive says nothing of the layer's own folder.
+        let mut expected = expected.clone();
+        expected.remove(".");
+        found.remove(".");
+        return Ok(tree::differences(&found, &expected));
+    }
+    Ok(tree::differences(&found, expected))
 }
 
 /// What may lie in the store besides what the listed images and containers need.

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::image::Image;
 
@@ -68,14 +68,14 @@ struct Held {
 
 /// The running stub. Dropping it ends it.
 pub struct Stub {
-    port: u16,
+    address: SocketAddr,
     state: Arc<State>,
     acceptor: Option<JoinHandle<()>>,
 }
 
 impl std::fmt::Debug for Stub {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Stub").field("port", &self.port).finish_non_exhaustive()
+        f.debug_struct("Stub").field("address", &self.address).finish_non_exhaustive()
     }
 }
 
@@ -85,8 +85,16 @@ impl Stub {
     /// # Errors
     /// If no port can be had.
     pub fn start() -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0")?;
-        let port = listener.local_addr()?.port();
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)))
+    }
+
+    /// Starts an empty one at this address of the loopback network; port 0 for any.
+    ///
+    /// # Errors
+    /// If the address cannot be had.
+    pub fn start_at(address: SocketAddr) -> Result<Self> {
+        let listener = TcpListener::bind(address).with_context(|| format!("cannot listen at {address}"))?;
+        let address = listener.local_addr()?;
         let state = Arc::new(State::default());
         let shared = state.clone();
         let acceptor = std::thread::spawn(move || {
@@ -100,17 +108,17 @@ impl Stub {
                 }
             }
         });
-        Ok(Self { port, state, acceptor: Some(acceptor) })
+        Ok(Self { address, state, acceptor: Some(acceptor) })
     }
 
-    /// `127.0.0.1:port`.
+    /// Host and port.
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        self.address.to_string()
     }
 
     /// The reference of `name` (with its tag) here.
     pub fn reference(&self, name: &str) -> String {
-        format!("127.0.0.1:{}/{name}", self.port)
+        format!("{}/{name}", self.address)
     }
 
     /// Serves `image` as `name:tag` and by its digest.
@@ -182,7 +190,7 @@ impl Drop for Stub {
     fn drop(&mut self) {
         self.state.stop.store(true, Ordering::Release);
         self.release();
-        TcpStream::connect(("127.0.0.1", self.port)).ok(); // Wakes the acceptor.
+        TcpStream::connect(self.address).ok(); // Wakes the acceptor.
         if let Some(acceptor) = self.acceptor.take() {
             acceptor.join().ok();
         }
