@@ -379,6 +379,9 @@ pub(crate) fn barrier(disk: &dyn Disk, dirs: &[&Handle], opened_before_writing: 
             disk.sync(dir)?;
         }
     }
+    if mutation::is(Mutation::DescriptorLate) {
+        return disk.barrier(&disk.root()?);
+    }
     disk.barrier(opened_before_writing)
 }
 
