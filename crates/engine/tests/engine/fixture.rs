@@ -20,12 +20,18 @@ pub(crate) struct Fixture {
     engine: Option<Arc<Engine>>,
     pub(crate) runtime: Runtime,
     pub(crate) scratch: Scratch,
+    tune: fn(&mut EngineConfig),
 }
 
 impl Fixture {
     pub(crate) fn new(label: &str) -> Result<Self> {
+        Self::tuned(label, |_| {})
+    }
+
+    /// One whose settings differ from the defaults.
+    pub(crate) fn tuned(label: &str, tune: fn(&mut EngineConfig)) -> Result<Self> {
         let scratch = Scratch::new(label)?;
-        let mut fixture = Self { engine: None, runtime: new_runtime()?, scratch };
+        let mut fixture = Self { engine: None, runtime: new_runtime()?, scratch, tune };
         fixture.open()?;
         Ok(fixture)
     }
@@ -33,7 +39,9 @@ impl Fixture {
     /// What an engine here is opened with.
     pub(crate) fn config(&self) -> Result<EngineConfig> {
         let program = std::env::current_exe()?;
-        Ok(EngineConfig::at(self.scratch.join("data"), self.scratch.join("run"), program))
+        let mut config = EngineConfig::at(self.scratch.join("data"), self.scratch.join("run"), program);
+        (self.tune)(&mut config);
+        Ok(config)
     }
 
     pub(crate) fn open(&mut self) -> Result<()> {
