@@ -150,6 +150,80 @@ impl Host {
     }
 }
 
+/// The memory of a group that has a limit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct MemoryShortage {
+    dir: PathBuf,
+    limit_bytes: u64,
+    used_bytes: u64,
+    reclaimable_bytes: u64,
+}
+
+impl MemoryShortage {
+    /// Reads the files of a group; `None` if it has no limit.
+    fn read(dir: &Path) -> Option<Self> {
+        let number = |file: &str| fs::read_to_string(dir.join(file)).ok()?.trim().parse::<u64>().ok();
+        let is_v1 = dir.join("memory.usage_in_bytes").exists();
+        let (limit, used) = if is_v1 { ("limit_in_bytes", "usage_in_bytes") } else { ("max", "current") };
+        let limit_bytes = number(&format!("memory.{limit}")).filter(|limit| *limit < V1_UNLIMITED)?;
+        let used_bytes = number(&format!("memory.{used}"))?;
+        let stat = fs::read_to_string(dir.join("memory.stat")).unwrap_or_default();
+        let count = |name: &str| {
+            let line = stat.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            line.and_then(|value| value.trim().parse::<u64>().ok()).unwrap_or(0)
+        };
+        let mut reclaimable_bytes = match is_v1 {
+            true => count("total_active_file") + count("total_inactive_file"),
+            false => count("active_file") + count("inactive_file") + count("slab_reclaimable"),
+        };
+        // Anonymous memory can go to the swap as far as the group's limits and the host have some left.
+        let swap_left = match is_v1 {
+            true => number("memory.memsw.limit_in_bytes").zip(number("memory.memsw.usage_in_bytes")),
+            false => {
+                let limit = fs::read_to_string(dir.join("memory.swap.max")).ok();
+                limit.map(|limit| limit.trim().parse().unwrap_or(u64::MAX)).zip(number("memory.swap.current"))
+            }
+        };
+        let swap_left = swap_left.map_or(0, |(limit, used)| limit.saturating_sub(used)).min(host_swap_free_bytes());
+        reclaimable_bytes = reclaimable_bytes.saturating_add(swap_left).min(used_bytes);
+        Some(Self { dir: dir.to_owned(), limit_bytes, used_bytes, reclaimable_bytes })
+    }
+
+    fn room_bytes(&self) -> u64 {
+        (self.limit_bytes.saturating_sub(self.used_bytes)).saturating_add(self.reclaimable_bytes)
+    }
+}
+
+impl std::fmt::Display for MemoryShortage {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { dir, limit_bytes, used_bytes, .. } = self;
+        write!(formatter, "{used_bytes} bytes of the limit of {limit_bytes} are used in {}", dir.display())
+    }
+}
+
+/// Limits from here on mean none in cgroup v1.
+const V1_UNLIMITED: u64 = 1 << 60;
+
+fn host_swap_free_bytes() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("SwapFree:"));
+    line.and_then(|value| value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()).unwrap_or(0) << 10
+}
+
+/// The directory in which a further process of a container may be put: its own, unless that is one of cgroup v2 with groups below it,
+/// which holds no processes; then the one of the container's first process.
+pub(crate) fn dir_for_processes(dir: PathBuf, first_pid: i32) -> PathBuf {
+    let is_inner =
+        fs::read_to_string(dir.join("cgroup.subtree_control")).is_ok_and(|enabled| !enabled.trim().is_empty());
+    if !is_inner {
+        return dir;
+    }
+    let listed = fs::read_to_string(format!("/proc/{first_pid}/cgroup")).unwrap_or_default();
+    let path = listed.lines().find_map(|line| line.strip_prefix("0::/"));
+    let place = path.map(|path| Path::new("/sys/fs/cgroup").join(path));
+    place.filter(|place| place.starts_with(&dir) && place.is_dir()).unwrap_or(dir)
+}
+
 /// The group of one container, in all hierarchies.
 #[derive(Debug, Clone)]
 pub(crate) struct Cgroup {
@@ -177,6 +251,22 @@ impl Cgroup {
             text.lines().find_map(|line| line.strip_prefix("oom_kill "))?.trim().parse().ok()
         };
         count("memory.events").or_else(|| count("memory.oom_control")).unwrap_or(0)
+    }
+
+    /// The directory that accounts for memory.
+    pub(crate) fn memory_dir(&self) -> Option<&Path> {
+        self.dir_with("memory.usage_in_bytes").or_else(|| self.dir_with("memory.current"))
+    }
+
+    /// Where, in this group or in one above it, less memory than that is left, reclaimable file pages counted as left.
+    pub(crate) fn memory_shortage(&self, needed_bytes: u64) -> Option<MemoryShortage> {
+        let own = self.memory_dir()?;
+        let groups =
+            own.ancestors().take_while(|dir| *dir != Path::new("/sys/fs/cgroup") && dir.starts_with("/sys/fs/cgroup"));
+        groups
+            .filter_map(MemoryShortage::read)
+            .filter(|found| found.room_bytes() < needed_bytes)
+            .min_by_key(MemoryShortage::room_bytes)
     }
 
     /// Freezes or thaws all processes.

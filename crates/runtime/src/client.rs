@@ -41,8 +41,24 @@ pub struct ShimConfig {
     pub rootfs: PathBuf,
     /// The log; `None` keeps none (log driver `none`).
     pub log: Option<LogConfig>,
-    /// The container.
+    /// The container. For an exec: its container, with the arguments, environment, directory, user and terminal of the exec.
     pub spec: ContainerSpec,
+    /// Set for a further program in a container that runs.
+    #[serde(default)]
+    pub exec: Option<ExecConfig>,
+}
+
+/// A further program in a running container. It has a shim of its own, in a run directory of its own; what runs there ends with
+/// the container at the latest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecConfig {
+    /// The exec's ID, as records and states name it.
+    pub id: String,
+    /// Run directory of the container that it joins.
+    pub container_dir: PathBuf,
+    /// Gives it all capabilities; its system call filter stays the container's.
+    #[serde(default)]
+    pub privileged: bool,
 }
 
 impl ShimConfig {
@@ -50,7 +66,13 @@ impl ShimConfig {
     #[must_use]
     pub fn new(dir: PathBuf, rootfs: PathBuf, spec: ContainerSpec) -> Self {
         let program = PathBuf::from("/proc/self/exe");
-        Self { program, arguments: vec!["shim".to_owned()], dir, rootfs, log: None, spec }
+        Self { program, arguments: vec!["shim".to_owned()], dir, rootfs, log: None, spec, exec: None }
+    }
+
+    /// A configuration for a program in the container of `exec.container_dir`, with `dir` as its run directory.
+    #[must_use]
+    pub fn for_exec(dir: PathBuf, spec: ContainerSpec, exec: ExecConfig) -> Self {
+        Self { exec: Some(exec), ..Self::new(dir, PathBuf::new(), spec) }
     }
 }
 
@@ -335,6 +357,11 @@ pub(crate) struct LeftBehind {
     pub(crate) pid: i32,
     pub(crate) shim_pid: i32,
     pub(crate) cgroup_dirs: Vec<PathBuf>,
+}
+
+/// What the shim of this run directory has set up, if it has.
+pub(crate) fn left_behind(dir: &Path) -> Result<Option<LeftBehind>, RuntimeError> {
+    read_record(&dir.join(STATE_NAME))
 }
 
 fn read_record<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, RuntimeError> {

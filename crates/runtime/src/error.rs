@@ -25,6 +25,10 @@ pub enum FailureKind {
     UnknownUser,
     /// The request itself cannot be honoured: a bad mount target, capability, sysctl or the like.
     Invalid,
+    /// The container's memory limit leaves no room for a further program.
+    NoMemory,
+    /// The container to join does not run.
+    NotRunning,
     /// Everything else.
     Other,
 }

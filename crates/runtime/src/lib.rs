@@ -31,7 +31,7 @@ mod devices;
 mod error;
 mod sys;
 
-pub use client::{Shim, ShimConfig};
+pub use client::{ExecConfig, Shim, ShimConfig};
 pub use error::{FailureKind, RuntimeError, StartFailure};
 pub use protocol::{AttachOptions, ContainerStatus, ExitRecord, ShimState};
 pub use shim::shim_main;

@@ -9,6 +9,8 @@
 
 mod cause;
 mod create;
+mod exec;
+mod join;
 mod program;
 mod serve;
 
@@ -23,7 +25,7 @@ use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, PidfdFlags};
 
 use crate::cgroup::{self, Cgroup};
-use crate::client::{self, EXIT_NAME, LeftBehind, SOCKET_NAME, STATE_NAME, ShimConfig};
+use crate::client::{self, EXIT_NAME, ExecConfig, LeftBehind, SOCKET_NAME, STATE_NAME, ShimConfig};
 use crate::error::{FailureKind, StartFailure};
 use crate::logs::LogWriter;
 use crate::protocol::{self, Response};
@@ -75,7 +77,11 @@ fn run() -> Result<(), StartFailure> {
         // Before anything is set up: cleaning up would take a living container's files away.
         return Err(StartFailure::other("container has a shim already; connect to it or delete it first"));
     }
-    let server = match set_up(config) {
+    let server = match config.exec.clone() {
+        Some(exec) => set_up_exec(&config, &exec),
+        None => set_up(config),
+    };
+    let server = match server {
         Ok(server) => server,
         Err(failure) => {
             remove_work_files(&dir);
@@ -179,9 +185,41 @@ fn set_up(config: ShimConfig) -> Result<serve::Server, StartFailure> {
             streams,
             log,
             group: group.clone(),
+            gate: None,
         }))
     };
     finish().inspect_err(|_| discard(&group))
+}
+
+/// The shim of a further program. The cgroup is the container's, so that nothing of it is killed or removed here.
+fn set_up_exec(config: &ShimConfig, exec: &ExecConfig) -> Result<serve::Server, StartFailure> {
+    let dir = &config.dir;
+    let failed = |what: &str, error: &dyn std::fmt::Display| {
+        StartFailure::other(format!("cannot {what} {}: {error}", dir.display()))
+    };
+    let held: OwnedFd = fs::File::open(dir).map_err(|error| failed("open", &error))?.into();
+    let signals = sys::child_signal_fd().map_err(|error| failed("watch children of", &error))?;
+    let exec::Prepared { pid, outcome, streams, gate } = exec::prepare(config, exec)?;
+    let finish = || -> io::Result<_> {
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
+        let listener = bind(&held, SOCKET_NAME)?;
+        let left = LeftBehind {
+            version: RECORD_VERSION,
+            pid: pid.as_raw_nonzero().get(),
+            shim_pid: rustix::process::getpid().as_raw_nonzero().get(),
+            cgroup_dirs: Vec::new(),
+        };
+        write_private(&dir.join(STATE_NAME), &serde_json::to_vec(&left)?)?;
+        let log = LogWriter::open(None).map_err(|(_, error)| error)?;
+        Ok((pidfd, listener, log))
+    };
+    let (pidfd, listener, log) = finish().map_err(|error| {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        failed("serve", &error)
+    })?;
+    let (id, group) = (exec.id.clone(), Cgroup::from_dirs(Vec::new()));
+    let gate = Some(gate);
+    Ok(serve::Server::new(serve::Parts { id, held, listener, signals, pid, pidfd, outcome, streams, log, group, gate }))
 }
 
 /// A created container that cannot be kept.
@@ -270,6 +308,10 @@ impl Stdio {
                 ContainerStdio::Terminal { socket: dir.join(CONSOLE_NAME) },
             ));
         }
+        Self::pipes(open_stdin).map(|(own, theirs)| (Self::Pipes(own), theirs))
+    }
+
+    fn pipes(open_stdin: bool) -> io::Result<(Streams, ContainerStdio)> {
         let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC);
         let (stdin, input) = if open_stdin {
             let (theirs, ours) = pipe()?;
@@ -282,7 +324,7 @@ impl Stdio {
             rustix::io::ioctl_fionbio(ours, true)?;
         }
         let own = Streams { stdin: input, stdout: Some(stdout), stderr: Some(stderr), terminal: None };
-        Ok((Self::Pipes(own), ContainerStdio::Pipes { stdin, stdout: theirs_out, stderr: theirs_err }))
+        Ok((own, ContainerStdio::Pipes { stdin, stdout: theirs_out, stderr: theirs_err }))
     }
 
     /// Takes the terminal that the runtime library has made inside the container and sent.
@@ -305,8 +347,14 @@ impl Stdio {
                 _ => None,
             })
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no terminal was sent"))?;
+        Streams::of_terminal(terminal, open_stdin)
+    }
+}
+
+impl Streams {
+    fn of_terminal(terminal: OwnedFd, open_stdin: bool) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&terminal, true)?;
         let stdin = open_stdin.then(|| terminal.try_clone()).transpose()?;
-        Ok(Streams { stdin, stdout: Some(terminal.try_clone()?), stderr: None, terminal: Some(terminal) })
+        Ok(Self { stdin, stdout: Some(terminal.try_clone()?), stderr: None, terminal: Some(terminal) })
     }
 }

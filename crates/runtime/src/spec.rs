@@ -8,6 +8,7 @@
 //! Touches: reads the root file system's `/etc/passwd` and `/etc/group`, host devices by `stat`, and the list of cgroup mounts.
 
 mod capabilities;
+mod exec;
 mod generate;
 mod inside;
 mod mounts;
@@ -18,6 +19,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use capabilities::{DEFAULT_CAPABILITIES, parse_capability};
+pub(crate) use exec::{ExecProcess, exec_process};
 pub(crate) use generate::device_rules;
 pub use generate::runtime_spec;
 pub(crate) use inside::make_working_directory;

@@ -4,11 +4,12 @@ use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
 use std::mem;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::ptr;
 
 use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::process::Pid;
 
 /// What `fork` returned.
 pub(crate) enum Forked {
@@ -146,6 +147,78 @@ pub(crate) fn close_inherited() {
         // SAFETY: as above; the directory's own descriptor is closed already, and closing it again only fails.
         unsafe { libc::close(number) };
     }
+}
+
+/// Closes every descriptor from 3 on but these. For a process that is about to enter a container: no owner of a closed descriptor may
+/// be dropped afterwards.
+pub(crate) fn close_all_but(kept: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let kept: Vec<i32> = kept.iter().map(AsRawFd::as_raw_fd).collect();
+    let listed = std::fs::read_dir("/proc/self/fd")?.flatten();
+    let numbers: Vec<i32> = listed.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    for number in numbers.into_iter().filter(|number| *number > 2 && !kept.contains(number)) {
+        // SAFETY: close takes a number. The callers never drop what owned it: they execute another program or call `exit_now`. The
+        // directory's own descriptor is closed already, and closing it again only fails.
+        unsafe { libc::close(number) };
+    }
+    Ok(())
+}
+
+/// Closes a descriptor whose owner will not be dropped.
+pub(crate) fn close_borrowed(descriptor: BorrowedFd<'_>) {
+    // SAFETY: close takes a number; as in `close_all_but`, the owner is never dropped, and nothing uses the descriptor after this.
+    unsafe { libc::close(descriptor.as_raw_fd()) };
+}
+
+/// Splits a process in two that was forked itself and has joined other namespaces, where `/proc` does not tell its threads.
+pub(crate) fn fork_inside() -> io::Result<Forked> {
+    // SAFETY: fork takes no pointers. The only caller is a process that `fork` has made (which asserts one thread) and that starts none.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Forked::Child),
+        pid => Ok(Forked::Parent(pid)),
+    }
+}
+
+/// Whether a child that has not been reaped has executed a program since it was forked.
+pub(crate) fn has_executed(pid: Pid) -> bool {
+    /// `PF_FORKNOEXEC` of the kernel's `sched.h`: forked, and nothing executed.
+    const FORKED_ONLY: u64 = 0x40;
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+    // After the name, which may hold anything: state, parent, group, session, terminal, its group, flags.
+    let flags = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(6)?.parse::<u64>().ok());
+    flags.is_some_and(|flags| flags & FORKED_ONLY == 0)
+}
+
+/// Has a child stop when it has executed a program, before the program's first instruction; a shim that dies before takes it along.
+pub(crate) fn stop_at_execution(pid: Pid) -> io::Result<()> {
+    let options = libc::PTRACE_O_TRACEEXEC | libc::PTRACE_O_EXITKILL;
+    // SAFETY: PTRACE_SEIZE takes a process ID, no address and a number as options; nothing of ours is read or written. The child has not
+    // been reaped, so that the number is its own.
+    trace(unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid.as_raw_nonzero().get(), 0_usize, options as usize) })
+}
+
+/// Lets a stopped child go on untraced.
+pub(crate) fn release(pid: Pid) -> io::Result<()> {
+    // SAFETY: PTRACE_DETACH takes a process ID, no address and a signal's number, here none; the child has not been reaped.
+    trace(unsafe { libc::ptrace(libc::PTRACE_DETACH, pid.as_raw_nonzero().get(), 0_usize, 0_usize) })
+}
+
+/// Lets a stopped child that is traced go on, with the signal that stopped it.
+pub(crate) fn go_on(pid: Pid, signal: i32) -> io::Result<()> {
+    // SAFETY: PTRACE_CONT takes a process ID, no address and a signal's number; the child has not been reaped.
+    trace(unsafe { libc::ptrace(libc::PTRACE_CONT, pid.as_raw_nonzero().get(), 0_usize, signal as usize) })
+}
+
+fn trace(result: libc::c_long) -> io::Result<()> {
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The signal of a stop that a wait has reported, and whether it is the one after an execution.
+pub(crate) fn stop_of(status: rustix::process::WaitStatus) -> Option<(i32, bool)> {
+    let signal = status.stopping_signal()?;
+    let event = status.as_raw() >> 16;
+    // Other events are no signals that the child should get.
+    Some((if event == 0 { signal } else { 0 }, event == libc::PTRACE_EVENT_EXEC))
 }
 
 /// Sends any signal, real-time ones included, to a process by descriptor.

@@ -40,7 +40,7 @@ impl Program {
 
 impl Executor for Program {
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
-        let found = process_of(spec).and_then(|(process, name)| find(name, &path_of(process)));
+        let found = process_of(spec).and_then(|(process, name)| find(name, path_of(process)));
         found.map(drop).map_err(|failure| {
             self.report(&failure);
             ExecutorValidationError::ArgValidationError(failure.message)
@@ -64,17 +64,38 @@ impl Executor for Program {
 
 fn run(spec: &Spec) -> Result<std::convert::Infallible, StartFailure> {
     let (process, name) = process_of(spec)?;
-    let path = find(name, &path_of(process))?;
-    let text = |text: &str| {
-        CString::new(text).map_err(|_| StartFailure::new(FailureKind::Invalid, "a NUL byte in an argument"))
-    };
-    let texts =
-        |list: &Option<Vec<String>>| list.iter().flatten().map(|entry| text(entry)).collect::<Result<Vec<_>, _>>();
-    let (arguments, environment) = (texts(process.args())?, texts(process.env())?);
-    let path = text(&path.to_string_lossy())?;
-    sys::reset_signals();
-    let error = sys::execute(&path, &arguments, &environment);
-    Err(failure_of(name, &error))
+    let none = Vec::new();
+    let texts = |list: &'_ Option<Vec<String>>| list.as_ref().unwrap_or(&none).clone();
+    let (arguments, environment) = (texts(process.args()), texts(process.env()));
+    Err(Ready::new(name, &arguments, &environment)?.execute())
+}
+
+/// A program that is found and can be executed without further preparation.
+pub(super) struct Ready<'a> {
+    name: &'a str,
+    path: CString,
+    arguments: Vec<CString>,
+    environment: Vec<CString>,
+}
+
+impl<'a> Ready<'a> {
+    /// Finds a program, in the root and with the rights of this process.
+    pub(super) fn new(name: &'a str, arguments: &[String], environment: &[String]) -> Result<Self, StartFailure> {
+        let text = |text: &str| {
+            CString::new(text).map_err(|_| StartFailure::new(FailureKind::Invalid, "a NUL byte in an argument"))
+        };
+        let texts = |list: &[String]| list.iter().map(|entry| text(entry)).collect::<Result<Vec<_>, _>>();
+        let path = find(name, search_path(environment))?;
+        let path = text(&path.to_string_lossy())?;
+        Ok(Self { name, path, arguments: texts(arguments)?, environment: texts(environment)? })
+    }
+
+    /// Executes it; what it returns is why it could not.
+    pub(super) fn execute(self) -> StartFailure {
+        sys::reset_signals();
+        let error = sys::execute(&self.path, &self.arguments, &self.environment);
+        failure_of(self.name, &error)
+    }
 }
 
 fn process_of(spec: &Spec) -> Result<(&Process, &str), StartFailure> {
@@ -85,9 +106,22 @@ fn process_of(spec: &Spec) -> Result<(&Process, &str), StartFailure> {
         .ok_or_else(|| StartFailure::new(FailureKind::Invalid, "no command specified"))
 }
 
-fn path_of(process: &Process) -> String {
-    let entries = process.env().iter().flatten();
-    entries.filter_map(|entry| entry.strip_prefix("PATH=")).next_back().unwrap_or_default().to_owned()
+fn path_of(process: &Process) -> &str {
+    process.env().as_ref().map_or("", |environment| search_path(environment))
+}
+
+fn search_path(environment: &[String]) -> &str {
+    environment.iter().filter_map(|entry| entry.strip_prefix("PATH=")).next_back().unwrap_or_default()
+}
+
+/// The system's words for an error, as clients know them.
+pub(super) fn words(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => "no such file or directory".to_owned(),
+        io::ErrorKind::NotADirectory => "not a directory".to_owned(),
+        io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        _ => error.to_string(),
+    }
 }
 
 /// The file of a program: as it is if it has a slash, else the first executable one in `PATH`.

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, WaitOptions};
 
+use super::exec::Gate;
 use super::{LIBRARY_NAME, RECORD_VERSION, Streams, remove_work_files, write_private};
 use crate::cgroup::Cgroup;
 use crate::client::{EXIT_NAME, SOCKET_NAME};
@@ -54,6 +55,8 @@ pub(super) struct Parts {
     pub(super) streams: Streams,
     pub(super) log: LogWriter,
     pub(super) group: Cgroup,
+    /// Of a further program in a container of another shim.
+    pub(super) gate: Option<Gate>,
 }
 
 pub(super) struct Server {
@@ -283,11 +286,22 @@ impl Server {
     fn reap(&mut self) {
         let mut info = [0_u8; 128];
         while rustix::io::read(&self.parts.signals, &mut info).is_ok_and(|read| read > 0) {}
+        // A short program may have been executed and have ended within one round of the loop. While it is not reaped the kernel tells
+        // whether it was.
+        self.read_outcome();
         while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+            if let Some((signal, executed)) = sys::stop_of(status) {
+                if let Some(gate) = self.parts.gate.as_mut().filter(|_| pid == self.parts.pid) {
+                    gate.stopped(signal, executed);
+                }
+                continue;
+            }
             if pid == self.parts.pid && !self.is_draining() {
-                // A short program may have been executed and have ended within one round of the loop: the pipe tells, and it has
-                // ended with its last writer.
+                // Between the look before and its end it may have been executed.
                 self.read_outcome();
+                if let (Phase::Starting, None, Some(gate)) = (&self.phase, &self.failure, &self.parts.gate) {
+                    self.failure = Some(gate.killed());
+                }
                 let code = status
                     .exit_status()
                     .or_else(|| status.terminating_signal().map(|signal| 128 + signal))
@@ -325,8 +339,11 @@ impl Server {
             self.failure = Some(serde_json::from_slice(&self.outcome_text).unwrap_or_else(|_| unreadable()));
             return;
         }
-        if self.phase == Phase::Starting {
+        if self.phase == Phase::Starting && self.failure.is_none() && sys::has_executed(self.parts.pid) {
             self.phase = Phase::Running;
+            if let Some(gate) = &mut self.parts.gate {
+                gate.opened();
+            }
             let started_at = clock::rfc3339(clock::now());
             self.started_at = Some(started_at.clone());
             let response = Response::Started { pid: self.pid(), started_at };
@@ -503,6 +520,16 @@ impl Server {
     fn start(&mut self, index: usize) -> Result<(), String> {
         if self.phase != Phase::Created {
             return Err("container has been started already".to_owned());
+        }
+        if let Some(gate) = &mut self.parts.gate {
+            self.phase = Phase::Starting;
+            self.clients[index].role = Role::AwaitsStart;
+            if let Err(failure) = gate.open() {
+                // Told when it is gone.
+                self.failure = Some(failure);
+                let _ = sys::send_signal(&self.parts.pidfd, libc::SIGKILL);
+            }
+            return Ok(());
         }
         // The runtime library's process waits for a connection here (its notify socket).
         let path =

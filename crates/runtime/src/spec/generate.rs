@@ -70,14 +70,8 @@ pub fn runtime_spec(spec: &ContainerSpec, rootfs: &Path) -> Result<Value, SpecEr
         "maskedPaths": masked_paths(spec),
         "readonlyPaths": readonly_paths(spec),
     });
-    let profile = match &spec.seccomp {
-        SeccompProfile::Unconfined => None,
-        SeccompProfile::Default if spec.privileged => None,
-        SeccompProfile::Default => Some(seccomp::default_profile(&capabilities)),
-        SeccompProfile::Profile(text) => Some(seccomp::user_profile(text, &capabilities)?),
-    };
-    if let Some(profile) = profile {
-        linux["seccomp"] = seccomp::for_the_library(profile);
+    if let Some(profile) = filter(spec, &capabilities)? {
+        linux["seccomp"] = profile;
     }
 
     let mut config = json!({
@@ -96,12 +90,23 @@ pub fn runtime_spec(spec: &ContainerSpec, rootfs: &Path) -> Result<Value, SpecEr
     Ok(config)
 }
 
+/// The system call filter, as the runtime library reads it.
+pub(super) fn filter(spec: &ContainerSpec, capabilities: &[&str]) -> Result<Option<Value>, SpecError> {
+    let profile = match &spec.seccomp {
+        SeccompProfile::Unconfined => None,
+        SeccompProfile::Default if spec.privileged => None,
+        SeccompProfile::Default => Some(seccomp::default_profile(capabilities)),
+        SeccompProfile::Profile(text) => Some(seccomp::user_profile(text, capabilities)?),
+    };
+    Ok(profile.map(seccomp::for_the_library))
+}
+
 /// The rules about opening devices, to be put in force when the runtime library has made the group.
 pub(crate) fn device_rules(spec: &ContainerSpec) -> Result<Vec<devices::Rule>, SpecError> {
     device_lists(spec).map(|(_, rules)| rules)
 }
 
-fn check_texts(spec: &ContainerSpec) -> Result<(), SpecError> {
+pub(super) fn check_texts(spec: &ContainerSpec) -> Result<(), SpecError> {
     let bad = |field, value: &str, reason| Err(SpecError::BadValue { field, value: value.to_owned(), reason });
     if spec.id.is_empty() || spec.id.len() > 64 || !spec.id.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
         return bad("id", &spec.id, "an ID is letters and digits");
@@ -129,7 +134,7 @@ fn check_texts(spec: &ContainerSpec) -> Result<(), SpecError> {
     Ok(())
 }
 
-fn environment(spec: &ContainerSpec, user: &ResolvedUser) -> Vec<String> {
+pub(super) fn environment(spec: &ContainerSpec, user: &ResolvedUser) -> Vec<String> {
     let has = |key: &str| spec.env.iter().any(|entry| entry.split_once('=').is_some_and(|(name, _)| name == key));
     let mut env: Vec<String> = Vec::new();
     for entry in spec.env.iter().filter(|entry| entry.find('=').is_some_and(|at| at > 0)) {
@@ -246,7 +251,7 @@ fn sysctls(spec: &ContainerSpec) -> Result<Map<String, Value>, SpecError> {
     Ok(settings)
 }
 
-fn rlimits(spec: &ContainerSpec) -> Result<Vec<Value>, SpecError> {
+pub(super) fn rlimits(spec: &ContainerSpec) -> Result<Vec<Value>, SpecError> {
     const NAMES: [&str; 16] = [
         "as",
         "core",
@@ -473,14 +478,14 @@ fn collect_devices(
 }
 
 /// 0 where the daemon is better protected than that; what it has where it is not, since lowering takes a capability.
-fn default_oom_score_adj() -> Option<i32> {
+pub(super) fn default_oom_score_adj() -> Option<i32> {
     let text = fs::read_to_string("/proc/self/oom_score_adj").ok()?;
     text.trim().parse::<i32>().ok().filter(|&own| own < 0).map(|_| 0)
 }
 
 /// The capabilities that this process may pass on, as bits. (Its own bounding set may be smaller than the kernel's: what it lacks
 /// nobody can give.)
-fn own_capabilities() -> u64 {
+pub(super) fn own_capabilities() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let set = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name));

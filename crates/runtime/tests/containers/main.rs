@@ -1,6 +1,7 @@
 //! Containers run for real: busybox in a directory, started by a shim that is this very program.
 
 mod basics;
+mod exec;
 mod fixture;
 mod lifetime;
 mod probe;
@@ -20,7 +21,7 @@ fn main() -> ExitCode {
         Some(fixture::HELPER) => return fixture::helper(&arguments[1..]),
         _ => {}
     }
-    let all: Vec<Test> = [basics::TESTS, streams::TESTS, security::TESTS, lifetime::TESTS].concat();
+    let all: Vec<Test> = [basics::TESTS, streams::TESTS, security::TESTS, lifetime::TESTS, exec::TESTS].concat();
     let exact = arguments.iter().any(|argument| argument == "--exact");
     let filters: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with("--")).collect();
     let wanted = |name: &str| {

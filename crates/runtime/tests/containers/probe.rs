@@ -42,9 +42,48 @@ pub(crate) fn run(what: &str) -> ExitCode {
             open.pop();
             println!("{open:?}");
         }
-        other => panic!("{other}"),
+        other => match other.strip_prefix("hog:").and_then(|left| left.parse().ok()) {
+            Some(left_kb) => hog(left_kb),
+            None => panic!("{other}"),
+        },
     }
     ExitCode::SUCCESS
+}
+
+/// Takes anonymous memory, a page at a time, until so many kB are left of this container's limit; then keeps it.
+fn hog(left_kb: u64) {
+    use std::os::unix::fs::FileExt;
+    const PAGE_BYTES: usize = 4096;
+    let open = |names: [&str; 2]| {
+        names.iter().find_map(|name| fs::File::open(format!("/sys/fs/cgroup/{name}")).ok()).expect("a memory group")
+    };
+    let limit_file = open(["memory/memory.limit_in_bytes", "memory.max"]);
+    let usage_file = open(["memory/memory.usage_in_bytes", "memory.current"]);
+    // Nothing is allocated from here on but what is held.
+    let number = |file: &fs::File| {
+        let mut digits = [0; 24];
+        let read = file.read_at(&mut digits, 0).unwrap();
+        digits[..read]
+            .iter()
+            .filter(|byte| byte.is_ascii_digit())
+            .fold(0, |sum, byte| sum * 10 + u64::from(byte - b'0'))
+    };
+    let limit = number(&limit_file);
+    let room = usize::try_from(limit).unwrap();
+    println!("filling");
+    // Zeroed memory of this size is mapped and not touched yet.
+    let mut held = vec![0_u8; room];
+    for page in held.chunks_mut(PAGE_BYTES) {
+        if number(&usage_file) + left_kb * 1024 >= limit {
+            break;
+        }
+        page[0] = 1;
+    }
+    std::hint::black_box(&held);
+    println!("full");
+    loop {
+        std::thread::park();
+    }
 }
 
 fn calls() {
