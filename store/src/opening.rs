@@ -20,7 +20,7 @@ use crate::format;
 use crate::group::LogQueue;
 use crate::layout::{DIRECTORIES, Layout, Object, exists, partial_blob};
 use crate::mutation::{self, Mutation};
-use crate::partial::kept_bytes;
+use crate::partial::{kept_bytes, remove_slots};
 use crate::store::{Shared, State, Store};
 use crate::trash::{Aside, move_aside};
 use crate::wal::{Purpose, StoreId, Wal};
@@ -189,6 +189,10 @@ fn reconcile(
         let (place, target) = layout.place(&object);
         if exists(disk, place, &target).context("look up", || object.path())? {
             move_aside(disk, place, &target, &layout.trash, "trash", aside)?;
+        }
+        if matches!(object, Object::Layer(_)) {
+            let dir = disk.open_dir(&from, &name).context("open", || object.path())?;
+            remove_slots(disk, &dir).context("remove a checkpoint of", || object.path())?;
         }
         disk.rename(&from, &name, place, &target).context("rename", || object.path())?;
         opened.rolled_forward.push(object.path());

@@ -3,7 +3,8 @@
 //! R1  A checkpoint is written only after a barrier over everything that it speaks of, and over its own file's name.
 //! R2  The last valid checkpoint is never overwritten: two files take turns, and the higher number wins.
 //! R3  After a failed barrier nothing of this folder is believed, whatever its checkpoints say: it goes to the trash.
-//! R4  A layer that is committed has no checkpoint: both files are removed before the barrier of its commit.
+//! R4  A checkpoint stays until the record of its layer is durable, so that a cut in the barrier of its commit costs no more
+//!     than any other. It is removed before the layer gets its name.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -192,9 +193,11 @@ impl Partial {
         self.kept = true;
     }
 
-    /// Removes the checkpoints of a layer that is about to be committed (R4).
+    /// Removes the checkpoints of a layer whose record is durable (R4).
     pub(crate) fn remove_checkpoints(&self) -> Result<(), StoreError> {
-        self.inner.remove_slots().map(drop)
+        *self.inner.saved.lock().unwrap_or_else(PoisonError::into_inner) = Saved::default();
+        let path = || format!("partial/{}/checkpoint", self.inner.blob);
+        remove_slots(self.inner.store.shared.disk.as_ref(), &self.inner.dir).context("remove", path).map(drop)
     }
 }
 
@@ -260,11 +263,14 @@ impl Checkpoints {
     /// `Io`.
     pub fn clear(&self) -> Result<(), StoreError> {
         let inner = &self.0;
-        if inner.remove_slots()? {
-            let path = || format!("partial/{}", inner.blob);
-            inner.store.shared.disk.sync(&inner.dir).context("sync", path)?;
+        let disk = inner.store.shared.disk.as_ref();
+        let path = || format!("partial/{}/checkpoint", inner.blob);
+        let mut saved = inner.saved.lock().unwrap_or_else(PoisonError::into_inner);
+        *saved = Saved::default();
+        match remove_slots(disk, &inner.dir).context("remove", path)? {
+            true => disk.sync(&inner.dir).context("sync the name of", path),
+            false => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -284,23 +290,21 @@ impl Inner {
             other => other.context("open", path),
         }
     }
+}
 
-    /// Removes both files; tells whether there was one.
-    fn remove_slots(&self) -> Result<bool, StoreError> {
-        let mut saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
-        *saved = Saved::default();
-        let mut removed = false;
-        for slot in SLOTS {
-            match self.store.shared.disk.remove_file(&self.dir, slot) {
-                Err(error) if is_missing(&error) => {}
-                other => {
-                    other.context("remove", || format!("partial/{}/checkpoint", self.blob))?;
-                    removed = true;
-                }
+/// Removes the checkpoints in the folder of a layer; tells whether there was one.
+pub(crate) fn remove_slots(disk: &dyn Disk, dir: &Handle) -> std::io::Result<bool> {
+    let mut removed = false;
+    for slot in SLOTS {
+        match disk.remove_file(dir, slot) {
+            Err(error) if is_missing(&error) => {}
+            other => {
+                other?;
+                removed = true;
             }
         }
-        Ok(removed)
     }
+    Ok(removed)
 }
 
 /// Whether the folder `name` in `partial/` has a checkpoint from which a pull can go on, and how much it holds on disk.

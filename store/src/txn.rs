@@ -337,9 +337,6 @@ impl Txn {
     fn barrier(&mut self) -> Result<(), StoreError> {
         let shared = self.store.shared.clone();
         let (disk, staging) = (shared.disk.as_ref(), &shared.layout.staging);
-        for (_, partial) in &self.partials {
-            partial.remove_checkpoints()?;
-        }
         let few = self.staged.0.len() <= SYNCS_MAX;
         let synced = if self.durability == Durability::EachFile || self.partials.is_empty() && few {
             let trees = self.partials.iter().try_for_each(|(_, partial)| sync_tree(disk, partial.dir()));
@@ -442,6 +439,9 @@ impl Txn {
         for object in objects {
             let (place, name) = layout.place(object);
             let layer = self.partials.iter().find(|(key, _)| *object == Object::Layer(key.clone()));
+            if let Some((_, partial)) = layer {
+                partial.remove_checkpoints()?;
+            }
             let renamed = match (layer, &staging) {
                 (Some((_, partial)), _) => disk.rename(&layout.partial, &partial_name(partial.blob()), place, &name),
                 (None, Some(dir)) => disk.rename(dir, &object.staged_name(), place, &name),

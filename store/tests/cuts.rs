@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use baleen_fault_injection::{Exploration, Journal, Scenario, SimulatedDisk, Subsets, explore, sealed};
 use baleen_oci::{DiffId, Digest, ImageId};
 use baleen_store::{
-    Access, ContainerFact, Desired, ImageFact, LayerFact, LayerKey, Opened, Owner, PullFact, PullLayer, Store,
+    Access, ContainerFact, Desired, Handle, ImageFact, LayerFact, LayerKey, Opened, Owner, PullFact, PullLayer, Store,
     StoreError, TagFact, VolumeFact, read_file,
 };
 
@@ -23,6 +23,10 @@ enum Ack {
     NoTag(&'static str),
     Container(&'static str, &'static str),
     NoContainer(&'static str),
+    /// A checkpoint over the first so many parts of a layer; 0 is its removal.
+    Part(u8),
+    /// From here on the last checkpoint may be there, or an earlier one, or none.
+    Clearing,
     Volume(&'static str),
     NoVolume(&'static str),
 }
@@ -35,11 +39,10 @@ struct Verb {
     /// Prepares nothing, so that the workload makes the store too.
     from_nothing: bool,
     work: Work,
+    /// The most acknowledgements that one commit of it is followed by.
+    acks_a_commit: usize,
     promises: OnceLock<Vec<Ack>>,
 }
-
-/// The most acknowledgements that one commit is followed by.
-const ACKS_A_COMMIT: usize = 3;
 
 impl Verb {
     /// All that the workload acknowledges when nothing goes wrong.
@@ -61,6 +64,8 @@ struct Recovered {
     missing: Vec<String>,
     foreign_volumes: Vec<String>,
     created: bool,
+    /// Whether something was in the trash before: what met an error was given up, its checkpoint too.
+    given_up: bool,
 }
 
 fn open(disk: &SimulatedDisk) -> Result<Store, String> {
@@ -102,8 +107,10 @@ impl Scenario for Verb {
     fn recover(&self, disk: &SimulatedDisk) -> Result<Recovered, String> {
         let (store, opened) = Store::open(Arc::new(disk.clone()), *b"a store of tests").map_err(chain)?;
         let facts = facts(&store);
-        let Opened { missing, foreign_volumes, created, .. } = opened;
-        Ok(Recovered { store, facts, missing, foreign_volumes, created })
+        let Opened { missing, foreign_volumes, created, discarded, .. } = opened;
+        let trash = store.owners().map_err(chain)?.into_iter().filter(|owned| owned.owner == Owner::Trash).count();
+        let given_up = trash > discarded.len();
+        Ok(Recovered { store, facts, missing, foreign_volumes, created, given_up })
     }
 
     fn judge(&self, _: &SimulatedDisk, recovered: &Recovered, acks: &[Ack]) -> Result<(), String> {
@@ -127,8 +134,14 @@ impl Scenario for Verb {
         whole(store)?;
         // What was under way when the power went may have happened: then the next promises hold already.
         let promises = self.promises();
-        let under_way = acks.len()..=promises.len().min(acks.len() + ACKS_A_COMMIT);
-        let held: Vec<_> = under_way.map(|count| kept(store, &promises[..count])).collect();
+        let under_way = acks.len()..=promises.len().min(acks.len() + self.acks_a_commit);
+        let excused = |ack: &&Ack| recovered.given_up && matches!(ack, Ack::Part(_));
+        let kept = |acks: &[Ack]| kept(store, &acks.iter().filter(|ack| !excused(ack)).cloned().collect::<Vec<_>>());
+        let begun = |&(index, ack): &(usize, &Ack)| index < acks.len() || *ack != Ack::Clearing;
+        let promised = |count| -> Vec<Ack> {
+            promises.iter().take(count).enumerate().filter(begun).map(|(_, ack)| ack.clone()).collect()
+        };
+        let held: Vec<_> = under_way.map(|count| kept(&promised(count))).collect();
         if let Some(Err(broken)) = held.first()
             && held.iter().all(Result::is_err)
         {
@@ -141,9 +154,7 @@ impl Scenario for Verb {
             other => other,
         };
         done.map_err(|error| format!("done again: {}", chain(error)))?;
-        whole(store)
-            .and_then(|()| kept(store, promises))
-            .map_err(|error| format!("after it was done again: {error}"))?;
+        whole(store).and_then(|()| kept(promises)).map_err(|error| format!("after it was done again: {error}"))?;
         store.empty_trash(u64::MAX).map_err(|error| format!("the trash: {}", chain(error)))?;
         Ok(())
     }
@@ -222,6 +233,14 @@ fn kept(store: &Store, acks: &[Ack]) -> Result<(), String> {
                     |ack: &Ack| matches!(ack, Ack::Container(again, _) | Ack::NoContainer(again) if *again == id);
                 (store.container(id).is_some_and(|fact| fact.name == name), later.iter().any(other))
             }
+            Ack::Clearing => (true, false),
+            Ack::Part(parts) => {
+                let later = later.iter().any(|ack| matches!(ack, Ack::Part(_) | Ack::Clearing));
+                (
+                    parts_extracted(store).is_none_or(|done| done >= parts && (parts > 0 || !matches!(done, 1 | 2))),
+                    later,
+                )
+            }
             Ack::NoContainer(id) => {
                 let other = |ack: &Ack| matches!(ack, Ack::Container(again, _) if *again == id);
                 (store.container(id).is_none(), later.iter().any(other))
@@ -243,16 +262,17 @@ fn kept(store: &Store, acks: &[Ack]) -> Result<(), String> {
 fn check_layer(store: &Store, key: &LayerKey) -> Result<(), String> {
     let disk = store.disk();
     let text = ["base", "middle", "top"].into_iter().find(|text| self::key(text) == *key).ok_or("unknown")?;
-    let read = || -> std::io::Result<(Vec<u8>, u32, Vec<u8>)> {
+    let read = || -> std::io::Result<(Vec<u8>, u32, Vec<u8>, Vec<u8>)> {
         let dir = store.layer_dir(key).map_err(std::io::Error::other)?;
+        let recipe = read_file(disk.as_ref(), &disk.open_file(&dir, b"recipe", Access::Read)?, 100)?;
         let fs = disk.open_dir(&dir, b"fs")?;
         let etc = disk.open_dir(&fs, b"etc")?;
         let file = disk.open_file(&etc, b"file", Access::Read)?;
         let mode = disk.metadata(&file)?.mode;
-        Ok((read_file(disk.as_ref(), &file, 1 << 20)?, mode, disk.read_link(&fs, b"link")?))
+        Ok((read_file(disk.as_ref(), &file, 1 << 20)?, mode, disk.read_link(&fs, b"link")?, recipe))
     };
-    let (bytes, mode, link) = read().map_err(|error| error.to_string())?;
-    if (bytes, mode, &link[..]) == (content(text), 0o640, b"etc/file") {
+    let (bytes, mode, link, recipe) = read().map_err(|error| error.to_string())?;
+    if (bytes, mode, &link[..], &recipe[..]) == (content(text), 0o640, b"etc/file", text.as_bytes()) {
         Ok(())
     } else {
         Err("is not as it was extracted".to_owned())
@@ -331,22 +351,90 @@ fn add_layer(store: &Store, text: &'static str, ack: &mut dyn FnMut(Ack)) -> Res
             disk.write_at(&recipe, text.as_bytes(), 0)
         };
         extract().map_err(io)?;
-        let fact = LayerFact {
-            key: key(text),
-            blob,
-            blob_size_bytes: 10,
-            tar_size_bytes: 20,
-            unpacked_size_bytes: 9000,
-            entries: 3,
-            recipe_size_bytes: 4,
-            implied_directories: false,
-        };
         let mut txn = store.begin()?;
-        txn.stage_layer(partial, fact);
+        txn.stage_layer(partial, layer_fact(text, blob));
         txn.commit()?;
     }
     ack(Ack::Layer(text));
     Ok(())
+}
+
+/// The parts that the checkpoint of `base` speaks of; `None` once it is a layer.
+fn parts_extracted(store: &Store) -> Option<u8> {
+    let partial = store.begin_partial(&digest("blob of base")).ok()?;
+    let parts = partial.checkpoint().map_or(0, |checkpoint| checkpoint.state[0]);
+    partial.keep();
+    Some(parts)
+}
+
+/// Extracts `base` in three parts with a checkpoint after each, from where an earlier attempt was cut.
+fn add_layer_in_parts(store: &Store, ack: &mut dyn FnMut(Ack)) -> Result<(), StoreError> {
+    let blob = digest("blob of base");
+    let pulled = PullLayer { blob, blob_size_bytes: 10, key: key("base") };
+    store.begin_pull(PullFact { manifest: manifest("one"), layers: vec![pulled] })?;
+    if store.layer(&key("base")).is_some() {
+        ack(Ack::Layer("base"));
+        return Ok(());
+    }
+    let partial = store.begin_partial(&blob)?;
+    let checkpoints = partial.checkpoints();
+    let (disk, dir) = (store.disk().clone(), partial.dir());
+    let done = partial.checkpoint().map_or(0, |checkpoint| checkpoint.state[0]);
+    let anew = |dir: &Handle, name: &[u8]| match disk.remove_file(dir, name) {
+        Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
+        _ => Ok(()),
+    };
+    for part in done..3 {
+        let extract = || -> std::io::Result<()> {
+            if part == 0 {
+                disk.create_dir(dir, b"fs", 0o755)?;
+                return disk.create_dir(&disk.open_dir(dir, b"fs")?, b"etc", 0o755);
+            }
+            let fs = disk.open_dir(dir, b"fs")?;
+            if part == 1 {
+                let etc = disk.open_dir(&fs, b"etc")?;
+                anew(&etc, b"file")?;
+                let file = disk.create_file(&etc, b"file", 0o600)?;
+                disk.write_at(&file, &content("base"), 0)?;
+                return disk.set_mode(&file, 0o640);
+            }
+            anew(&fs, b"link")?;
+            disk.create_symlink(&fs, b"link", b"etc/file")
+        };
+        extract().map_err(io)?;
+        if part == 2 {
+            // As before the replacement of something that is covered already.
+            ack(Ack::Clearing);
+            checkpoints.clear()?;
+            ack(Ack::Part(0));
+        }
+        checkpoints.save(&[part + 1; 5000], 9000)?;
+        ack(Ack::Part(part + 1));
+    }
+    let finish = || {
+        anew(dir, b"recipe")?;
+        let recipe = disk.create_file(dir, b"recipe", 0o600)?;
+        disk.write_at(&recipe, b"base", 0)
+    };
+    finish().map_err(io)?;
+    let mut txn = store.begin()?;
+    txn.stage_layer(partial, layer_fact("base", blob));
+    txn.commit()?;
+    ack(Ack::Layer("base"));
+    Ok(())
+}
+
+fn layer_fact(text: &str, blob: Digest) -> LayerFact {
+    LayerFact {
+        key: key(text),
+        blob,
+        blob_size_bytes: 10,
+        tar_size_bytes: 20,
+        unpacked_size_bytes: 9000,
+        entries: 3,
+        recipe_size_bytes: 4,
+        implied_directories: false,
+    }
 }
 
 fn add_image(
@@ -452,6 +540,7 @@ fn verbs() -> Vec<Verb> {
             name: "create store",
             prepare: nothing,
             from_nothing: true,
+            acks_a_commit: 3,
             promises: promises(),
             work: |_, ack| {
                 ack(Ack::Store);
@@ -462,6 +551,7 @@ fn verbs() -> Vec<Verb> {
             name: "layer",
             prepare: nothing,
             from_nothing: false,
+            acks_a_commit: 3,
             promises: promises(),
             work: |store, ack| {
                 let pulled = PullLayer { blob: digest("blob of base"), blob_size_bytes: 10, key: key("base") };
@@ -471,9 +561,18 @@ fn verbs() -> Vec<Verb> {
             },
         },
         Verb {
+            name: "layer in parts",
+            prepare: nothing,
+            from_nothing: false,
+            acks_a_commit: 1,
+            promises: promises(),
+            work: add_layer_in_parts,
+        },
+        Verb {
             name: "image",
             prepare: nothing,
             from_nothing: false,
+            acks_a_commit: 3,
             promises: promises(),
             work: |store, ack| pull(store, "one", &["base", "middle"], "app:1", ack),
         },
@@ -481,6 +580,7 @@ fn verbs() -> Vec<Verb> {
             name: "tag",
             prepare: two_images,
             from_nothing: false,
+            acks_a_commit: 3,
             promises: promises(),
             work: |store, ack| {
                 for (name, config) in [("app:1", "two"), ("new:1", "one")] {
@@ -496,6 +596,7 @@ fn verbs() -> Vec<Verb> {
             name: "untag",
             prepare: two_images,
             from_nothing: false,
+            acks_a_commit: 3,
             promises: promises(),
             work: |store, ack| {
                 unless_missing(store.remove_tag("app:1"))?;
@@ -507,6 +608,7 @@ fn verbs() -> Vec<Verb> {
             name: "container",
             prepare: two_images,
             from_nothing: false,
+            acks_a_commit: 3,
             promises: promises(),
             work: |store, ack| {
                 add_container(store, "c1", "web", "one", ack)?;
@@ -527,6 +629,7 @@ fn verbs() -> Vec<Verb> {
             name: "volume",
             prepare: |store| add_volume(store, "old", &mut |_| {}),
             from_nothing: false,
+            acks_a_commit: 3,
             promises: promises(),
             work: |store, ack| {
                 add_volume(store, "data", ack)?;
@@ -543,6 +646,7 @@ fn verbs() -> Vec<Verb> {
             name: "remove",
             prepare: two_images,
             from_nothing: false,
+            acks_a_commit: 3,
             promises: promises(),
             work: |store, ack| {
                 unless_missing(store.remove_image(&image("one")).map(drop))?;
@@ -562,6 +666,7 @@ fn verbs() -> Vec<Verb> {
                 add_layer(store, "top", &mut |_| {})
             },
             from_nothing: false,
+            acks_a_commit: 3,
             promises: promises(),
             work: |store, ack| {
                 store.forget_pulls()?;
@@ -574,6 +679,7 @@ fn verbs() -> Vec<Verb> {
             name: "compaction",
             prepare: two_images,
             from_nothing: false,
+            acks_a_commit: 3,
             promises: promises(),
             work: |store, ack| {
                 for round in ["new:1", "new:2"] {
@@ -592,6 +698,10 @@ fn verbs() -> Vec<Verb> {
 /// Barriers that one of these workloads can do without, each needed by another or by the world.
 const KEPT: &[(&str, &str)] = &[
     ("sync /wal", "a name of a segment that is replaced before anything is appended to it; every other verb needs it"),
+    (
+        "sync data of /wal/spare",
+        "zeros of a segment that none of these records reaches; the verbs that fill one need it",
+    ),
     ("sync data of /wal/0000000000000001", "a batch is durable before the next is written (W2), and here none follows"),
 ];
 
@@ -616,6 +726,11 @@ fn a_cut_while_a_store_is_made_leaves_a_store_or_none() {
 #[test]
 fn a_cut_layer_is_there_whole_or_not_at_all() {
     explore_verb("layer");
+}
+
+#[test]
+fn a_cut_layer_goes_on_from_its_last_checkpoint() {
+    explore_verb("layer in parts");
 }
 
 #[test]

@@ -303,3 +303,59 @@ fn whoever_empties_the_trash_waits_for_the_other() {
         assert_eq!(names, 3 * 3, "a folder, its tree and its file for each layer, each removed once");
     });
 }
+
+fn begin_cut_pull(store: &Store, text: &str, tree_bytes: u64) {
+    let fact = layer(text);
+    let pulled = PullLayer { blob: fact.blob, blob_size_bytes: 10, key: fact.key.clone() };
+    let pull = PullFact { manifest: digest(&format!("pull of {text}")), layers: vec![pulled] };
+    assert!(!store.begin_pull(pull.clone()).expect("a pull"), "begun before");
+    assert!(store.begin_pull(pull).expect("a pull"), "not begun before");
+    let partial = store.begin_partial(&fact.blob).expect("a partial layer");
+    assert_eq!(partial.checkpoint(), None);
+    partial.checkpoints().save(text.as_bytes(), tree_bytes).expect("a checkpoint");
+    partial.keep();
+}
+
+#[test]
+fn a_cut_layer_is_kept_over_a_start_while_its_pull_is_and_no_longer() {
+    let scratch = Scratch::new("kept");
+    let (store, _) = scratch.open();
+    begin_cut_pull(&store, "base", 4096);
+    // Nobody's pull: it goes.
+    let stray = store.begin_partial(&digest("stray")).expect("a partial layer");
+    stray.checkpoints().save(b"state", 1).expect("a checkpoint");
+    stray.keep();
+    drop(store);
+    let (store, opened) = scratch.open();
+    assert_eq!((opened.resumable.len(), opened.discarded.len()), (1, 1), "{opened:?}");
+    assert_eq!(nobodys(&store), Vec::<String>::new());
+    let partial = store.begin_partial(&layer("base").blob).expect("a partial layer");
+    let checkpoint = partial.checkpoint().expect("the checkpoint");
+    assert_eq!((&checkpoint.state[..], checkpoint.tree_bytes), (&b"base"[..], 4096));
+    let partial = partial.start_over().expect("an empty folder");
+    assert_eq!(partial.checkpoint(), None);
+    partial.keep();
+    assert_eq!(store.begin_partial(&layer("base").blob).expect("an empty folder").checkpoint(), None);
+    store.close().expect("closed");
+}
+
+#[test]
+fn cut_pulls_are_given_up_oldest_first_beyond_an_eighth_of_the_disk_but_never_the_last() {
+    let scratch = Scratch::new("bounds");
+    let (store, _) = scratch.open();
+    let eighth = store.space().expect("space").total_bytes / 8;
+    for (text, part) in [("first", 3), ("second", 2), ("third", 8)] {
+        begin_cut_pull(&store, text, eighth / 10 * part);
+    }
+    store.collect().expect("collected");
+    let left = |store: &Store| store.pulls().iter().map(|pull| pull.manifest).collect::<Vec<_>>();
+    let pull = |text: &str| digest(&format!("pull of {text}"));
+    assert_eq!(left(&store), [pull("second"), pull("third")]);
+    begin_cut_pull(&store, "giant", eighth * 2);
+    store.collect().expect("collected");
+    assert_eq!(left(&store), [pull("giant")]);
+    assert!(store.begin_partial(&layer("giant").blob).expect("a partial layer").checkpoint().is_some());
+    assert_eq!(store.begin_partial(&layer("second").blob).expect("a partial layer").checkpoint(), None);
+    store.forget_pulls().expect("forgotten");
+    assert_eq!(std::fs::read_dir(scratch.0.join("partial")).expect("partial").count(), 0);
+}
