@@ -6,8 +6,8 @@ use std::sync::{Arc, OnceLock};
 use baleen_fault_injection::{Exploration, Journal, Scenario, SimulatedDisk, Subsets, explore, sealed};
 use baleen_oci::{DiffId, Digest, ImageId};
 use baleen_store::{
-    Access, ContainerFact, Desired, Handle, ImageFact, LayerFact, LayerKey, Opened, Owner, PullFact, PullLayer, Store,
-    StoreError, TagFact, VolumeFact, read_file,
+    Access, ContainerFact, Desired, Handle, ImageFact, LayerFact, LayerKey, Opened, Owner, Partial, PullFact,
+    PullLayer, Store, StoreError, TagFact, Txn, VolumeFact, read_file,
 };
 
 /// What a user was told.
@@ -334,28 +334,63 @@ fn io(error: std::io::Error) -> StoreError {
     StoreError::Io { action: "extract", path: "a layer".to_owned(), source: error }
 }
 
+fn extract_layer(store: &Store, text: &str) -> Result<(Partial, LayerFact), StoreError> {
+    let blob = digest(&format!("blob of {text}"));
+    let partial = store.begin_partial(&blob)?;
+    let disk = store.disk().clone();
+    let extract = || -> std::io::Result<()> {
+        disk.create_dir(partial.dir(), b"fs", 0o755)?;
+        let fs = disk.open_dir(partial.dir(), b"fs")?;
+        disk.create_dir(&fs, b"etc", 0o755)?;
+        let file = disk.create_file(&disk.open_dir(&fs, b"etc")?, b"file", 0o600)?;
+        disk.write_at(&file, &content(text), 0)?;
+        disk.set_mode(&file, 0o640)?;
+        disk.create_symlink(&fs, b"link", b"etc/file")?;
+        let recipe = disk.create_file(partial.dir(), b"recipe", 0o600)?;
+        disk.write_at(&recipe, text.as_bytes(), 0)
+    };
+    extract().map_err(io)?;
+    Ok((partial, layer_fact(text, blob)))
+}
+
 fn add_layer(store: &Store, text: &'static str, ack: &mut dyn FnMut(Ack)) -> Result<(), StoreError> {
     if store.layer(&key(text)).is_none() {
-        let blob = digest(&format!("blob of {text}"));
-        let partial = store.begin_partial(&blob)?;
-        let disk = store.disk().clone();
-        let extract = || -> std::io::Result<()> {
-            disk.create_dir(partial.dir(), b"fs", 0o755)?;
-            let fs = disk.open_dir(partial.dir(), b"fs")?;
-            disk.create_dir(&fs, b"etc", 0o755)?;
-            let file = disk.create_file(&disk.open_dir(&fs, b"etc")?, b"file", 0o600)?;
-            disk.write_at(&file, &content(text), 0)?;
-            disk.set_mode(&file, 0o640)?;
-            disk.create_symlink(&fs, b"link", b"etc/file")?;
-            let recipe = disk.create_file(partial.dir(), b"recipe", 0o600)?;
-            disk.write_at(&recipe, text.as_bytes(), 0)
-        };
-        extract().map_err(io)?;
+        let (partial, fact) = extract_layer(store, text)?;
         let mut txn = store.begin()?;
-        txn.stage_layer(partial, layer_fact(text, blob));
+        txn.stage_layer(partial, fact);
         txn.commit()?;
     }
     ack(Ack::Layer(text));
+    Ok(())
+}
+
+fn begin_pull(store: &Store, config: &str, layers: &[&str]) -> Result<(), StoreError> {
+    let pulled =
+        |text: &&str| PullLayer { blob: digest(&format!("blob of {text}")), blob_size_bytes: 10, key: key(text) };
+    let layers = layers.iter().map(pulled).collect();
+    store.begin_pull(PullFact { manifest: manifest(config), layers }).map(drop)
+}
+
+/// Two layers that finish together, with their image: one barrier and one record for all.
+fn pull_at_once(store: &Store, ack: &mut dyn FnMut(Ack)) -> Result<(), StoreError> {
+    let texts = ["base", "middle"];
+    begin_pull(store, "one", &texts)?;
+    ack(Ack::Pull("one"));
+    let mut extracted = Vec::new();
+    for text in texts.into_iter().filter(|text| store.layer(&key(text)).is_none()) {
+        extracted.push(extract_layer(store, text)?);
+    }
+    let mut txn = store.begin()?;
+    for (partial, fact) in extracted {
+        txn.stage_layer(partial, fact);
+    }
+    stage_image(&mut txn, "one", &texts, "app:1")?;
+    txn.commit()?;
+    for text in texts {
+        ack(Ack::Layer(text));
+    }
+    ack(Ack::Image("one"));
+    ack(Ack::Tag("app:1", "one"));
     Ok(())
 }
 
@@ -437,6 +472,17 @@ fn layer_fact(text: &str, blob: Digest) -> LayerFact {
     }
 }
 
+fn stage_image(txn: &mut Txn, config: &str, layers: &[&str], tag: &str) -> Result<(), StoreError> {
+    let manifest = format!("manifest of {config}");
+    txn.stage_blob(&digest(config), config.as_bytes())?;
+    txn.stage_blob(&digest(&manifest), manifest.as_bytes())?;
+    let layers = layers.iter().map(|text| key(text)).collect();
+    txn.store_image(ImageFact { id: image(config), manifest: Some(digest(&manifest)), layers });
+    txn.set_tag(TagFact { name: tag.to_owned(), image: image(config), set_at_seconds: 5 })?;
+    txn.end_pull(&digest(&manifest));
+    Ok(())
+}
+
 fn add_image(
     store: &Store,
     config: &'static str,
@@ -444,14 +490,8 @@ fn add_image(
     tag: &'static str,
     ack: &mut dyn FnMut(Ack),
 ) -> Result<(), StoreError> {
-    let manifest = format!("manifest of {config}");
     let mut txn = store.begin()?;
-    txn.stage_blob(&digest(config), config.as_bytes())?;
-    txn.stage_blob(&digest(&manifest), manifest.as_bytes())?;
-    let layers = layers.iter().map(|text| key(text)).collect();
-    txn.store_image(ImageFact { id: image(config), manifest: Some(digest(&manifest)), layers });
-    txn.set_tag(TagFact { name: tag.to_owned(), image: image(config), set_at_seconds: 5 })?;
-    txn.end_pull(&digest(&manifest));
+    stage_image(&mut txn, config, layers, tag)?;
     txn.commit()?;
     ack(Ack::Image(config));
     ack(Ack::Tag(tag, config));
@@ -465,12 +505,7 @@ fn pull(
     tag: &'static str,
     ack: &mut dyn FnMut(Ack),
 ) -> Result<(), StoreError> {
-    let pulled = |text: &&'static str| PullLayer {
-        blob: digest(&format!("blob of {text}")),
-        blob_size_bytes: 10,
-        key: key(text),
-    };
-    store.begin_pull(PullFact { manifest: manifest(config), layers: layers.iter().map(pulled).collect() })?;
+    begin_pull(store, config, layers)?;
     ack(Ack::Pull(config));
     for text in layers {
         add_layer(store, text, ack)?;
@@ -575,6 +610,14 @@ fn verbs() -> Vec<Verb> {
             acks_a_commit: 3,
             promises: promises(),
             work: |store, ack| pull(store, "one", &["base", "middle"], "app:1", ack),
+        },
+        Verb {
+            name: "image at once",
+            prepare: nothing,
+            from_nothing: false,
+            acks_a_commit: 4,
+            promises: promises(),
+            work: pull_at_once,
         },
         Verb {
             name: "tag",
@@ -736,6 +779,11 @@ fn a_cut_layer_goes_on_from_its_last_checkpoint() {
 #[test]
 fn a_cut_pull_leaves_its_image_whole_or_not_there() {
     explore_verb("image");
+}
+
+#[test]
+fn layers_committed_together_with_their_image_are_there_together_or_not() {
+    explore_verb("image at once");
 }
 
 #[test]
