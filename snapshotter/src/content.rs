@@ -41,6 +41,11 @@ impl ContentHasher {
         &self.state
     }
 
+    /// Bytes taken so far, those before the state it went on from included.
+    pub fn taken_bytes(&self) -> u64 {
+        self.state.groups * GROUP_BYTES + self.group_bytes
+    }
+
     /// Takes the next bytes.
     pub fn update(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
@@ -57,7 +62,7 @@ impl ContentHasher {
 
     /// Size and hash of everything taken.
     pub fn finish(self) -> Content {
-        let size_bytes = self.state.groups * GROUP_BYTES + self.group_bytes;
+        let size_bytes = self.taken_bytes();
         let mut stack = self.state.stack;
         let Some(last) = stack.pop() else {
             return Content { size_bytes, blake3: *self.group.finalize().as_bytes() };

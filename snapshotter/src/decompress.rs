@@ -3,11 +3,12 @@
 //! Z1  How a stream is compressed is decided once, by its first bytes.
 //! Z2  [`Decompressor::run`] takes all its input unless the buffer is full; memory does not depend on the input.
 //! Z3  A stream ends where its format says so: what is cut short, or followed by anything but zeros, is an error.
+//! Z4  It is taken up again from a `Point` and the number of bytes consumed; where there is one depends on the format.
 
 use baleen_oci::Compression;
 
 use crate::extraction::BUFFER_BYTES;
-use crate::gzip::Gzip;
+use crate::gzip::{Gzip, GzipPoint};
 use crate::zstandard::Zstandard;
 
 /// Why a stream could not be decompressed.
@@ -66,6 +67,17 @@ enum Stage {
     Zstandard(Box<Zstandard>),
 }
 
+/// Where a stream can be taken up again (Z4).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Point {
+    /// A stream that is not compressed, anywhere.
+    Plain,
+    /// Between two blocks or members.
+    Gzip(GzipPoint),
+    /// Between two frames.
+    Zstandard,
+}
+
 /// Bytes that decide: bzip2's magic is the longest.
 const MAGIC_BYTES: usize = 10;
 
@@ -82,6 +94,38 @@ impl Decompressor {
     /// # Errors
     /// [`DecompressError`]; the stream is of no more use then.
     pub fn run(&mut self, input: &[u8], output: &mut Vec<u8>) -> Result<usize, DecompressError> {
+        self.take(input, output, false)
+    }
+
+    /// Like [`Decompressor::run`], but stops where the stream can be taken up again: [`Decompressor::point`] tells.
+    pub(crate) fn run_to_point(&mut self, input: &[u8], output: &mut Vec<u8>) -> Result<usize, DecompressError> {
+        self.take(input, output, true)
+    }
+
+    /// Where the stream stands, if it can be taken up again there.
+    pub(crate) fn point(&self) -> Option<Point> {
+        match &self.stage {
+            Stage::Undecided(_) => None,
+            Stage::Plain => Some(Point::Plain),
+            Stage::Gzip(gzip) => gzip.point().map(Point::Gzip),
+            Stage::Zstandard(zstandard) => zstandard.at_end().then_some(Point::Zstandard),
+        }
+    }
+
+    /// A decompressor that goes on from `point` with the byte after it.
+    ///
+    /// # Errors
+    /// [`DecompressError::Corrupt`] if there is no such point; [`DecompressError::NoMemory`].
+    pub(crate) fn resume(point: &Point) -> Result<Self, DecompressError> {
+        let (verify_checksum, stage) = match point {
+            Point::Plain => (false, Stage::Plain),
+            Point::Gzip(point) => (point.checksum.is_some(), Stage::Gzip(Box::new(Gzip::resume(point)?))),
+            Point::Zstandard => (false, Stage::Zstandard(Box::new(Zstandard::new()?))),
+        };
+        Ok(Self { verify_checksum, stage })
+    }
+
+    fn take(&mut self, input: &[u8], output: &mut Vec<u8>, to_point: bool) -> Result<usize, DecompressError> {
         let mut consumed = 0;
         if let Stage::Undecided(head) = &mut self.stage {
             consumed = input.len().min(MAGIC_BYTES - head.len());
@@ -99,8 +143,8 @@ impl Decompressor {
                 output.extend_from_slice(&rest[..count]);
                 count
             }
-            Stage::Gzip(gzip) => gzip.run(rest, output)?,
-            Stage::Zstandard(zstandard) => zstandard.run(rest, output)?,
+            Stage::Gzip(gzip) => gzip.run(rest, output, to_point)?,
+            Stage::Zstandard(zstandard) => zstandard.run(rest, output, to_point)?,
         };
         Ok(consumed + more)
     }

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use baleen_oci::{DiffId, Digest};
+use baleen_store::StoreError;
 use baleen_store::recipe::RecipeError;
 
 use crate::decompress::DecompressError;
@@ -120,6 +121,25 @@ pub enum ExtractError {
     /// The layer's threads could not be confined, so none of its bytes were looked at (T5).
     #[error("cannot confine the extraction")]
     Jail(#[source] io::Error),
+    /// A cut extraction cannot be gone on with: the caller starts the layer over.
+    #[error("cannot go on where the layer was cut: {problem}; it is fetched from its start")]
+    NotResumable {
+        /// What is wrong with its state or its files.
+        problem: &'static str,
+    },
+    /// A file that was written after a cut does not read back as it was written.
+    #[error("file {path:?} does not read back as it was written; pull again, and look for errors of the disk")]
+    ReadBack {
+        /// The file, below the layer's directory.
+        path: String,
+    },
+    /// A checkpoint could not be made durable, or given up.
+    #[error("cannot make a checkpoint of the layer")]
+    Checkpoint {
+        /// Why.
+        #[source]
+        source: Box<StoreError>,
+    },
     /// The caller stopped before the end.
     #[error("extraction was stopped before the layer's end")]
     Aborted,
@@ -134,13 +154,37 @@ impl ExtractError {
         match self {
             ExtractError::Io { source, .. } => source.raw_os_error(),
             ExtractError::Recipe(RecipeError::Io { source, .. }) => source.raw_os_error(),
+            ExtractError::Checkpoint { source } => match source.as_ref() {
+                StoreError::Io { source, .. } | StoreError::FullDisk { source, .. } => source.raw_os_error(),
+                _ => None,
+            },
             _ => None,
         }
+    }
+
+    /// Whether the same blob may well be extracted from its start, although going on after a cut ended so.
+    pub fn calls_for_a_new_start(&self) -> bool {
+        matches!(
+            self,
+            ExtractError::NotResumable { .. }
+                | ExtractError::ReadBack { .. }
+                | ExtractError::DigestMismatch { .. }
+                | ExtractError::DiffIdMismatch { .. }
+                | ExtractError::BlobTooLong { .. }
+                | ExtractError::Decompress(_)
+                | ExtractError::Tar(_)
+        )
     }
 
     /// Whether the disk or the quota is full.
     pub fn is_disk_full(&self) -> bool {
         matches!(self.os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+    }
+}
+
+impl From<RecipeError> for ExtractError {
+    fn from(error: RecipeError) -> Self {
+        ExtractError::Recipe(error)
     }
 }
 

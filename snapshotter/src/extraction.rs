@@ -8,19 +8,25 @@
 //! X3  Both threads run without the right to start programs; A opens no file, and B changes none outside the layer's
 //!     directory, where the kernel can enforce it (`jail`).
 //! X4  An error of either thread ends both. The caller learns it from [`Extraction::finish`].
+//! X5  A checkpoint is begun by A where the stream can be taken up again, goes through the same queue as the buffers, and is
+//!     completed by B once all before it is written. A thread of its own makes it durable (`saver`).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::{self, JoinHandle};
 
 use baleen_oci::{Algorithm, Compression, DiffId, Digest, DigestHasher, MediaType};
 use baleen_store::{Disk, Handle};
 
+use crate::checkpoint::{CheckpointPolicy, Pacer};
 use crate::decompress::Decompressor;
 use crate::error::ExtractError;
 use crate::jail;
-use crate::limits::Limits;
+use crate::limits::{Limits, UNCHECKPOINTABLE_BYTES};
+use crate::lower::Lower;
+use crate::saver::{Saver, Standing};
+use crate::state::{State, StreamState};
 use crate::tree::{TreeSummary, TreeWriter};
 
 /// Chunks that may wait to be taken; [`Extraction::feed`] blocks beyond.
@@ -46,6 +52,22 @@ pub struct Expectation {
     pub limits: Limits,
 }
 
+/// What an extraction may ask of its caller.
+#[derive(Default)]
+pub struct Support {
+    /// Where its checkpoints go; without, it makes none.
+    pub checkpoints: Option<CheckpointPolicy>,
+    /// The layers below, for hard links into them; without, such a link is refused.
+    pub lower: Option<Box<dyn Lower>>,
+}
+
+impl std::fmt::Debug for Support {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (checkpoints, lower) = (self.checkpoints.is_some(), self.lower.is_some());
+        formatter.debug_struct("Support").field("checkpoints", &checkpoints).field("lower", &lower).finish()
+    }
+}
+
 /// A layer that was extracted and verified. Not durable yet: the store's barrier makes it so.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Extracted {
@@ -67,6 +89,8 @@ pub struct Progress {
     blob_bytes: AtomicU64,
     tar_bytes: AtomicU64,
     entries: AtomicU64,
+    checkpoints: AtomicU64,
+    no_point: AtomicBool,
 }
 
 impl Progress {
@@ -83,6 +107,17 @@ impl Progress {
     /// Entries that were begun.
     pub fn entries(&self) -> u64 {
         self.entries.load(Ordering::Relaxed)
+    }
+
+    /// Checkpoints that were begun.
+    pub fn checkpoints(&self) -> u64 {
+        self.checkpoints.load(Ordering::Relaxed)
+    }
+
+    /// Whether the stream can be taken up again after a cut, as far as is known: not if it went on for 64 MiB after a
+    /// checkpoint was due, without a place for one (a single zstd frame, a single deflate block).
+    pub fn checkpointable(&self) -> bool {
+        !self.no_point.load(Ordering::Relaxed)
     }
 }
 
@@ -108,6 +143,7 @@ enum Feed {
 
 enum Work {
     Tar(Vec<u8>),
+    Checkpoint(Box<StreamState>),
     End(DiffId),
 }
 
@@ -126,35 +162,120 @@ impl Extraction {
     /// [`ExtractError::UnknownMediaType`]; [`ExtractError::Io`] if `layer_dir` is not empty or cannot be written, or a
     /// thread cannot be started.
     pub fn start(disk: Arc<dyn Disk>, layer_dir: Handle, expected: Expectation) -> Result<Self, ExtractError> {
-        if let Some(media_type) = &expected.media_type
-            && !matches!(media_type, MediaType::OciLayer(_) | MediaType::DockerLayer(_))
-        {
-            return Err(ExtractError::UnknownMediaType { media_type: media_type.as_str().chars().take(100).collect() });
+        Self::start_with(disk, layer_dir, expected, Support::default())
+    }
+
+    /// Like [`Extraction::start`], with checkpoints, and with what is below.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_with(
+        disk: Arc<dyn Disk>,
+        layer_dir: Handle,
+        expected: Expectation,
+        support: Support,
+    ) -> Result<Self, ExtractError> {
+        check_media_type(&expected)?;
+        let limits = expected.limits;
+        let cuts = support.checkpoints.as_ref().map_or(0, |policy| policy.cuts);
+        let (saver, checkpoints) = helpers(support, cuts, false)?;
+        let beside = checkpoints.as_ref().is_none_or(|checkpoints| checkpoints.beside);
+        let mut tree = TreeWriter::create(disk, &layer_dir, limits)?;
+        tree.set_saver(saver);
+        let inflater = |progress| Inflater::new(expected, checkpoints, progress);
+        Self::spawn(layer_dir, beside, move || Ok(tree), inflater).map(|(extraction, _)| extraction)
+    }
+
+    /// Goes on with what a cut extraction left in `layer_dir`, from the last state that its [`CheckpointPolicy::sink`] made
+    /// durable; gives the offset in the blob of the next byte to feed. `expected` is what it was then.
+    ///
+    /// # Blocking
+    /// Until the recipe was read and the tree is as it was then.
+    ///
+    /// # Errors
+    /// [`ExtractError::NotResumable`] if state, files and expectation do not belong together: then, and after any error
+    /// that [`ExtractError::calls_for_a_new_start`], the layer is started over in an empty directory.
+    pub fn resume(
+        disk: Arc<dyn Disk>,
+        layer_dir: Handle,
+        expected: Expectation,
+        support: Support,
+        state: &[u8],
+    ) -> Result<(Self, u64), ExtractError> {
+        check_media_type(&expected)?;
+        let mut state = State::decode(state).map_err(|problem| ExtractError::NotResumable { problem })?;
+        let stream = &mut state.stream;
+        let belongs = (stream.blob, stream.blob_size_bytes, stream.diff_id)
+            == (expected.blob, expected.size_bytes, expected.diff_id);
+        if !belongs || expected.size_bytes.is_some_and(|size_bytes| stream.blob_bytes > size_bytes) {
+            return Err(ExtractError::NotResumable { problem: "something else was expected then" });
         }
+        let known = support.checkpoints.as_ref().map_or(0, |policy| policy.cuts);
+        stream.cuts = stream.cuts.saturating_add(1).max(known);
+        let offset = stream.blob_bytes;
+        let limits = expected.limits;
+        let (saver, checkpoints) = helpers(support, stream.cuts, true)?;
+        let beside = checkpoints.as_ref().is_none_or(|checkpoints| checkpoints.beside);
+        let decompressor = Decompressor::resume(&stream.point)
+            .map_err(|_| ExtractError::NotResumable { problem: "its stream cannot be taken up there" })?;
+        let stream = Box::new(stream.clone());
+        let inflater = {
+            let stream = stream.clone();
+            move |progress| Inflater::resume(expected, checkpoints, progress, &stream, decompressor)
+        };
+        let tree = state.tree;
+        let dir = disk.open_dir_in_root(&layer_dir, std::path::Path::new("."));
+        let dir = dir.map_err(|source| ExtractError::Io { action: "open", path: "the layer".into(), source })?;
+        let prepare = move || {
+            let mut tree = TreeWriter::resume(disk, &dir, limits, tree, stream.tar_bytes)?;
+            tree.set_saver(saver);
+            // The same place, with one more cut: where power fails often, the next interval is shorter (K2).
+            tree.checkpoint(stream, beside)?;
+            Ok(tree)
+        };
+        let (extraction, prepared) = Self::spawn(layer_dir, beside, prepare, inflater)?;
+        match prepared.recv() {
+            Ok(()) => Ok((extraction, offset)),
+            Err(_) => {
+                let mut extraction = extraction;
+                Err(extraction.join().1.err().unwrap_or(ExtractError::Aborted))
+            }
+        }
+    }
+
+    /// Starts both threads. `prepare` runs on thread B, confined; that it is done is told.
+    fn spawn(
+        layer_dir: Handle,
+        beside: bool,
+        prepare: impl FnOnce() -> Result<TreeWriter, ExtractError> + Send + 'static,
+        inflater: impl FnOnce(Arc<Progress>) -> Inflater,
+    ) -> Result<(Self, Receiver<()>), ExtractError> {
         let progress = Arc::new(Progress::default());
         let (chunks, fed) = sync_channel(CHUNKS_MAX);
         let (to_writer, work) = sync_channel(BUFFERS);
         let (recycle, spare) = sync_channel(BUFFERS);
-        // The layer's directory is opened twice over: thread B is confined to it before it looks at the first byte.
-        let tree = TreeWriter::create(disk, &layer_dir, expected.limits)?;
+        let (tell, prepared) = sync_channel(1);
         let spawn_error = |source| ExtractError::Io { action: "start a thread for", path: "the layer".into(), source };
         let writer = {
             let progress = Arc::clone(&progress);
             let body = move || {
                 jail::confine(layer_dir.fd()).map_err(ExtractError::Jail)?;
-                write(tree, &work, &recycle, &progress)
+                let tree = prepare()?;
+                let _ = tell.send(()); // Nobody waits for it where there was nothing to prepare.
+                write(tree, beside, &work, &recycle, &progress)
             };
             thread::Builder::new().name("layer-write".into()).spawn(body).map_err(spawn_error)?
         };
         let inflater = {
-            let progress = Arc::clone(&progress);
+            let inflater = inflater(Arc::clone(&progress));
             let body = move || {
                 jail::confine(None).map_err(ExtractError::Jail)?;
-                Inflater::new(expected, progress).run(&fed, &to_writer, &spare)
+                inflater.run(&fed, &to_writer, &spare)
             };
             thread::Builder::new().name("layer-inflate".into()).spawn(body).map_err(spawn_error)?
         };
-        Ok(Self { chunks: Some(chunks), inflater: Some(inflater), writer: Some(writer), progress })
+        let extraction = Self { chunks: Some(chunks), inflater: Some(inflater), writer: Some(writer), progress };
+        Ok((extraction, prepared))
     }
 
     /// Counters that can be read while the layer comes.
@@ -231,9 +352,26 @@ impl Drop for Extraction {
     }
 }
 
+fn check_media_type(expected: &Expectation) -> Result<(), ExtractError> {
+    match &expected.media_type {
+        None | Some(MediaType::OciLayer(_) | MediaType::DockerLayer(_)) => Ok(()),
+        Some(other) => Err(ExtractError::UnknownMediaType { media_type: other.as_str().chars().take(100).collect() }),
+    }
+}
+
+/// Starts what stands by both threads: it is not confined, so it begins before they are.
+fn helpers(support: Support, cuts: u32, stands: bool) -> Result<(Option<Saver>, Option<Checkpoints>), ExtractError> {
+    let Some(policy) = support.checkpoints else { return Ok((None, None)) };
+    let (saver, standing) = Saver::start(policy.sink, stands)?;
+    let pacer = Pacer::new(policy.pace, cuts, stands);
+    let checkpoints = Checkpoints { pacer, standing, cuts, beside: policy.beside, searched_bytes: 0 };
+    Ok((Some(saver), Some(checkpoints)))
+}
+
 /// Thread B: takes the tar apart and writes it.
 fn write(
     mut tree: TreeWriter,
+    beside: bool,
     work: &Receiver<Work>,
     recycle: &SyncSender<Vec<u8>>,
     progress: &Progress,
@@ -247,6 +385,7 @@ fn write(
                 // Fails only when thread A has sent its last buffer.
                 let _ = recycle.try_send(buffer);
             }
+            Ok(Work::Checkpoint(stream)) => tree.checkpoint(stream, beside)?,
             Ok(Work::End(diff_id)) => return tree.finish(diff_id),
             Err(_) => return Err(ExtractError::Aborted),
         }
@@ -256,22 +395,73 @@ fn write(
 /// Thread A: verifies the blob and turns it into the tar.
 struct Inflater {
     expected: Expectation,
+    checkpoints: Option<Checkpoints>,
     progress: Arc<Progress>,
     decompressor: Decompressor,
     blob_hasher: DigestHasher,
     tar_hasher: DigestHasher,
+    /// Bytes that came, and those of them that the decompressor took.
+    came_bytes: u64,
     blob_bytes: u64,
     tar_bytes: u64,
 }
 
+/// What thread A knows of checkpoints.
+struct Checkpoints {
+    pacer: Pacer,
+    standing: Arc<Standing>,
+    cuts: u32,
+    beside: bool,
+    /// Output since one was due and the stream had no place for it.
+    searched_bytes: u64,
+}
+
+impl Checkpoints {
+    fn is_due(&self) -> bool {
+        !self.standing.busy.load(Ordering::Relaxed) && self.pacer.is_due(self.standing.lost.load(Ordering::Relaxed))
+    }
+}
+
 impl Inflater {
-    fn new(expected: Expectation, progress: Arc<Progress>) -> Self {
+    fn new(expected: Expectation, checkpoints: Option<Checkpoints>, progress: Arc<Progress>) -> Self {
         let algorithm = |digest: Option<Digest>| digest.map_or(Algorithm::Sha256, |digest| digest.algorithm());
         // With a diff ID every byte is verified by it; without, the stream's own checksum is all there is.
         let decompressor = Decompressor::new(expected.diff_id.is_none());
         let blob_hasher = DigestHasher::new(algorithm(expected.blob));
         let tar_hasher = DigestHasher::new(algorithm(expected.diff_id.map(|diff_id| diff_id.0)));
-        Self { expected, progress, decompressor, blob_hasher, tar_hasher, blob_bytes: 0, tar_bytes: 0 }
+        Self {
+            expected,
+            checkpoints,
+            progress,
+            decompressor,
+            blob_hasher,
+            tar_hasher,
+            came_bytes: 0,
+            blob_bytes: 0,
+            tar_bytes: 0,
+        }
+    }
+
+    fn resume(
+        expected: Expectation,
+        checkpoints: Option<Checkpoints>,
+        progress: Arc<Progress>,
+        stream: &StreamState,
+        decompressor: Decompressor,
+    ) -> Self {
+        progress.blob_bytes.store(stream.blob_bytes, Ordering::Relaxed);
+        progress.tar_bytes.store(stream.tar_bytes, Ordering::Relaxed);
+        Self {
+            expected,
+            checkpoints,
+            progress,
+            decompressor,
+            blob_hasher: stream.blob_hasher.clone(),
+            tar_hasher: stream.tar_hasher.clone(),
+            came_bytes: stream.blob_bytes,
+            blob_bytes: stream.blob_bytes,
+            tar_bytes: stream.tar_bytes,
+        }
     }
 
     fn run(
@@ -291,8 +481,12 @@ impl Inflater {
                         if buffer.capacity() == 0 {
                             buffer = next_buffer(&mut lent, spare)?;
                         }
-                        let consumed = self.decompressor.run(rest, &mut buffer).map_err(ExtractError::Decompress)?;
+                        let is_due = self.checkpoints.as_ref().is_some_and(Checkpoints::is_due);
+                        let consumed = self.decompress(rest, &mut buffer, is_due)?;
                         rest = &rest[consumed..];
+                        if is_due && self.checkpoint(&mut buffer, to_writer)? {
+                            continue;
+                        }
                         if buffer.len() < BUFFER_BYTES {
                             debug_assert!(rest.is_empty(), "the decompressor stops at a full buffer or the end only");
                             break;
@@ -315,16 +509,62 @@ impl Inflater {
     }
 
     fn count(&mut self, chunk: &[u8]) -> Result<(), ExtractError> {
-        self.blob_bytes += chunk.len() as u64;
+        self.came_bytes += chunk.len() as u64;
         match self.expected.size_bytes {
-            Some(expected_bytes) if self.blob_bytes > expected_bytes => {
+            Some(expected_bytes) if self.came_bytes > expected_bytes => {
                 Err(ExtractError::BlobTooLong { blob: self.blob_name(), expected_bytes })
             }
-            _ => {
-                self.blob_hasher.update(chunk);
-                Ok(())
-            }
+            _ => Ok(()),
         }
+    }
+
+    /// Decompresses; what the decompressor took, and no more, is in the digest then, so that both stand at one byte.
+    fn decompress(&mut self, input: &[u8], output: &mut Vec<u8>, to_point: bool) -> Result<usize, ExtractError> {
+        let decompressor = &mut self.decompressor;
+        let taken = if to_point { decompressor.run_to_point(input, output) } else { decompressor.run(input, output) };
+        let consumed = taken.map_err(ExtractError::Decompress)?;
+        self.blob_hasher.update(&input[..consumed]);
+        self.blob_bytes += consumed as u64;
+        if let Some(checkpoints) = &mut self.checkpoints {
+            checkpoints.pacer.count(consumed as u64, 0);
+        }
+        Ok(consumed)
+    }
+
+    /// Begins a checkpoint, if the stream stands where it can be taken up again (X5).
+    fn checkpoint(&mut self, buffer: &mut Vec<u8>, to_writer: &SyncSender<Work>) -> Result<bool, ExtractError> {
+        let point = self.decompressor.point();
+        let Some(checkpoints) = &mut self.checkpoints else { return Ok(false) };
+        let Some(point) = point else {
+            if checkpoints.searched_bytes >= UNCHECKPOINTABLE_BYTES {
+                self.progress.no_point.store(true, Ordering::Relaxed);
+            }
+            return Ok(false);
+        };
+        checkpoints.searched_bytes = 0;
+        checkpoints.standing.busy.store(true, Ordering::Relaxed);
+        let cuts = checkpoints.cuts;
+        self.progress.no_point.store(false, Ordering::Relaxed);
+        self.progress.checkpoints.fetch_add(1, Ordering::Relaxed);
+        if !buffer.is_empty() {
+            self.hand_over(std::mem::take(buffer), to_writer)?;
+        }
+        let state = StreamState {
+            blob: self.expected.blob,
+            blob_size_bytes: self.expected.size_bytes,
+            diff_id: self.expected.diff_id,
+            cuts,
+            blob_bytes: self.blob_bytes,
+            blob_hasher: self.blob_hasher.clone(),
+            tar_bytes: self.tar_bytes,
+            tar_hasher: self.tar_hasher.clone(),
+            point,
+        };
+        if let Some(checkpoints) = &mut self.checkpoints {
+            checkpoints.pacer.taken();
+        }
+        to_writer.send(Work::Checkpoint(Box::new(state))).map_err(|_| ExtractError::Aborted)?;
+        Ok(true)
     }
 
     fn hand_over(&mut self, buffer: Vec<u8>, to_writer: &SyncSender<Work>) -> Result<(), ExtractError> {
@@ -332,6 +572,12 @@ impl Inflater {
         let tar_bytes_max = self.expected.limits.tar_bytes_max;
         if self.tar_bytes > tar_bytes_max {
             return Err(ExtractError::TooLarge { tar_bytes_max });
+        }
+        if let Some(checkpoints) = &mut self.checkpoints {
+            checkpoints.pacer.count(0, buffer.len() as u64);
+            if checkpoints.is_due() {
+                checkpoints.searched_bytes += buffer.len() as u64;
+            }
         }
         self.tar_hasher.update(&buffer);
         to_writer.send(Work::Tar(buffer)).map_err(|_| ExtractError::Aborted)

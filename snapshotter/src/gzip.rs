@@ -2,11 +2,12 @@
 //!
 //! G1  After a member comes another, or zeros, or nothing. Other bytes are refused: Go refuses them, gzip and pigz warn.
 //! G2  The length in each trailer is checked; its CRC-32 only on request, since a diff ID covers the same bytes.
+//! G3  A stream can be taken up again at the end of a deflate block, and between members.
 
 use crate::decompress::DecompressError;
 use crate::extraction::BUFFER_BYTES;
 use crate::limits::GZIP_HEADER_BYTES_MAX;
-use crate::sys::{Inflate, InflateStatus};
+use crate::sys::{Inflate, InflatePoint, InflateStatus};
 
 #[derive(Debug)]
 pub(crate) struct Gzip {
@@ -22,6 +23,26 @@ enum Stage {
     Body,
     Trailer { bytes: [u8; 8], filled: usize },
     Between,
+    Zeros,
+}
+
+/// Where a stream can be taken up again (G3).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct GzipPoint {
+    pub(crate) place: GzipPlace,
+    /// Of the member in progress.
+    pub(crate) member_bytes: u64,
+    /// Its CRC-32 so far, if it is verified.
+    pub(crate) checksum: Option<u32>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum GzipPlace {
+    /// At the end of a block.
+    Block(InflatePoint),
+    /// After a member.
+    Between,
+    /// In the zeros after the last member.
     Zeros,
 }
 
@@ -42,12 +63,49 @@ impl Gzip {
         Ok(Self { inflate, stage: Stage::Header(Vec::new()), member_bytes: 0, checksum })
     }
 
+    /// Goes on from `point`.
+    pub(crate) fn resume(point: &GzipPoint) -> Result<Self, DecompressError> {
+        let mut gzip = Self::new(false)?;
+        (gzip.member_bytes, gzip.checksum) = (point.member_bytes, point.checksum);
+        gzip.stage = match &point.place {
+            GzipPlace::Block(block) => {
+                gzip.inflate = Inflate::restore(block).ok_or(corrupt("its checkpoint is impossible"))?;
+                Stage::Body
+            }
+            GzipPlace::Between => Stage::Between,
+            GzipPlace::Zeros => Stage::Zeros,
+        };
+        Ok(gzip)
+    }
+
     pub(crate) fn at_end(&self) -> bool {
         matches!(self.stage, Stage::Between | Stage::Zeros)
     }
 
-    pub(crate) fn run(&mut self, input: &[u8], output: &mut Vec<u8>) -> Result<usize, DecompressError> {
+    /// Where it stands, if it can be taken up again there.
+    pub(crate) fn point(&self) -> Option<GzipPoint> {
+        let place = match &self.stage {
+            Stage::Body => GzipPlace::Block(self.inflate.point()?),
+            Stage::Between => GzipPlace::Between,
+            Stage::Zeros => GzipPlace::Zeros,
+            Stage::Header(_) | Stage::Trailer { .. } => return None,
+        };
+        Some(GzipPoint { place, member_bytes: self.member_bytes, checksum: self.checksum })
+    }
+
+    /// Whether [`Gzip::point`] gives something, without the cost of it.
+    fn at_point(&self) -> bool {
+        match &self.stage {
+            Stage::Body => self.inflate.at_point(),
+            Stage::Between | Stage::Zeros => true,
+            Stage::Header(_) | Stage::Trailer { .. } => false,
+        }
+    }
+
+    /// Takes `input`; with `to_point` up to where the stream can be taken up again, and at least something of it.
+    pub(crate) fn run(&mut self, input: &[u8], output: &mut Vec<u8>, to_point: bool) -> Result<usize, DecompressError> {
         let mut consumed = 0;
+        let started = output.len();
         loop {
             let rest = &input[consumed..];
             // A full buffer stops the body only: it may hold more output without any more input.
@@ -55,7 +113,8 @@ impl Gzip {
                 Stage::Body => output.len() >= BUFFER_BYTES,
                 _ => rest.is_empty(),
             };
-            if stuck {
+            let moved = consumed > 0 || output.len() > started;
+            if stuck || (to_point && moved && self.at_point()) {
                 return Ok(consumed);
             }
             match &mut self.stage {
@@ -77,7 +136,11 @@ impl Gzip {
                 }
                 Stage::Body => {
                     let before = output.len();
-                    let (count, status) = self.inflate.run(rest, output, BUFFER_BYTES);
+                    let (count, status) = if to_point {
+                        self.inflate.run_to_boundary(rest, output, BUFFER_BYTES)
+                    } else {
+                        self.inflate.run(rest, output, BUFFER_BYTES)
+                    };
                     consumed += count;
                     self.member_bytes += (output.len() - before) as u64;
                     if let Some(checksum) = &mut self.checksum {

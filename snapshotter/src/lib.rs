@@ -6,12 +6,14 @@
 //! S4  No path of a layer leads out of the layer's own directory (`tree`, rules P1 to P4).
 
 pub mod active;
+pub mod checkpoint;
 pub mod content;
 pub mod decompress;
 pub mod error;
 pub mod extraction;
 pub mod fuzz;
 pub mod limits;
+pub mod lower;
 pub mod name;
 pub mod overlay;
 pub mod rebuild;
@@ -21,10 +23,14 @@ pub mod tree;
 
 mod gzip;
 mod jail;
+mod saver;
+mod state;
 mod sys;
 mod zstandard;
 
+pub use checkpoint::{CheckpointPolicy, CheckpointSink, Intervals, Pace};
 pub use error::ExtractError;
-pub use extraction::{Expectation, Extracted, Extraction, Progress, Stopped};
+pub use extraction::{Expectation, Extracted, Extraction, Progress, Stopped, Support};
 pub use limits::Limits;
+pub use lower::{Lower, LowerNode};
 pub use release::release;

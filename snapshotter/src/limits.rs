@@ -19,6 +19,9 @@ pub const ZSTD_WINDOW_LOG_MAX: u32 = 24;
 /// Zero bytes after the end of the archive; writers pad to 10 KiB, some to 1 MiB.
 pub const TRAILING_ZEROS_MAX: u64 = 1 << 30;
 
+/// Output without a place to take the stream up again, after which it is said to have none.
+pub const UNCHECKPOINTABLE_BYTES: u64 = 64 << 20;
+
 /// What one layer may bring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {

@@ -85,7 +85,6 @@ impl Inflate {
     }
 
     /// Like [`Inflate::run`], but stops at the end of a deflate block; whether it is at one tells [`Inflate::point`].
-    #[allow(dead_code, reason = "checkpoints of a layer use it; its test shows that it is exact")]
     pub(crate) fn run_to_boundary(
         &mut self,
         input: &[u8],
@@ -135,13 +134,18 @@ impl Inflate {
         (consumed, status)
     }
 
-    /// The point at which the stream stands, if that is a block boundary before its end.
-    #[allow(dead_code, reason = "checkpoints of a layer use it; its test shows that it is exact")]
-    pub(crate) fn point(&self) -> Option<InflatePoint> {
+    /// Whether the stream stands at a block boundary before its end.
+    pub(crate) fn at_point(&self) -> bool {
         let state = self.stream.data_type;
-        if state & 128 == 0 || state & 64 != 0 {
+        state & 128 != 0 && state & 64 == 0
+    }
+
+    /// The point at which the stream stands, if that is a block boundary before its end.
+    pub(crate) fn point(&self) -> Option<InflatePoint> {
+        if !self.at_point() {
             return None;
         }
+        let state = self.stream.data_type;
         let mut window = [MaybeUninit::<u8>::uninit(); WINDOW_BYTES];
         let mut length = 0;
         // SAFETY: the stream is initialised; `window` holds 32,768 bytes, the most that are ever written, and `length` is
@@ -156,7 +160,6 @@ impl Inflate {
     }
 
     /// A stream that goes on from `point`, with the byte after its last one; `None` if the point is impossible.
-    #[allow(dead_code, reason = "checkpoints of a layer use it; its test shows that it is exact")]
     pub(crate) fn restore(point: &InflatePoint) -> Option<Self> {
         if point.bits > 7 || point.window.len() > WINDOW_BYTES {
             return None;

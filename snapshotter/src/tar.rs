@@ -261,6 +261,28 @@ impl Parser {
         }
     }
 
+    /// Goes on as if `count` bytes of payload had been fed, of zeros after the end of the archive, or of what follows them:
+    /// for an archive whose rest is known from its recipe. `false` if it is not at such a place.
+    pub(crate) fn skip(&mut self, count: u64, is_tail: bool) -> bool {
+        match &mut self.state {
+            State::Data { left, .. } if count <= *left && !is_tail => *left -= count,
+            State::End if is_tail && count > 0 => self.state = State::Tail,
+            State::End if !is_tail => {}
+            State::Tail if is_tail => {}
+            _ => return count == 0,
+        }
+        self.offset = self.offset.saturating_add(count);
+        true
+    }
+
+    /// Bytes of payload that the entry still has.
+    pub(crate) fn data_left(&self) -> u64 {
+        match &self.state {
+            State::Data { left, .. } => *left,
+            _ => 0,
+        }
+    }
+
     /// Ends the archive.
     ///
     /// # Errors

@@ -8,20 +8,27 @@
 //!     archive's attributes `user.*` and a well-formed `security.capability` are set, the rest is in the recipe alone.
 //! P7  What hides the layers below holds whatever its order in the archive: a directory that replaces a whiteout, or
 //!     that a whiteout comes after, is opaque. A whiteout never hides what its own layer brings (OCI image-spec).
+//! P8  While a checkpoint stands, nothing that it may speak of is removed, replaced or moved: it is given up first.
 
 mod dirs;
 mod file;
+mod replay;
+mod reread;
+mod resume;
+mod sweep;
 
 use std::io;
 use std::sync::Arc;
 
 use baleen_oci::DiffId;
 use baleen_store::recipe::{Content, KEPT_NAME, RecipeWriter, Segment, Summary, TREE_NAME};
-use baleen_store::{Disk, Handle, NodeKind, Timestamp};
+use baleen_store::{Disk, Handle, NodeKind};
 
 use crate::error::{ExtractError, shown};
 use crate::limits::{Limits, TRAILING_ZEROS_MAX};
 use crate::name::{self, CleanPath, Meaning};
+use crate::saver::Saver;
+use crate::state::{OpenState, State, StreamState, TreeState, Written};
 use crate::tar::{Entry, EntryKind, Parser, Step};
 use dirs::{Directories, Found, child_path, io_error};
 pub(crate) use file::SMALL_FILE_BYTES;
@@ -56,6 +63,19 @@ pub struct TreeWriter {
     payload_bytes: u64,
     trailing_zeros: u64,
     tail: bool,
+    guard: Guard,
+    /// The length of the recipe where a cut extraction went on: what came after is read back at the end.
+    resumed_at: Option<u64>,
+}
+
+/// Who makes checkpoints, if anyone does (P8).
+#[derive(Debug, Default)]
+struct Guard(Option<Saver>);
+
+impl Guard {
+    fn withdraw(&mut self) -> Result<(), ExtractError> {
+        self.0.as_mut().map_or(Ok(()), Saver::withdraw)
+    }
 }
 
 impl std::fmt::Debug for TreeWriter {
@@ -114,8 +134,7 @@ impl TreeWriter {
         let make = || {
             disk.create_dir(layer_dir, TREE_NAME, 0o755)?;
             let tree = disk.open_dir(layer_dir, TREE_NAME)?;
-            let mut directories = Directories::new(&*disk, tree)?;
-            directories.enter_root(Timestamp::default(), 0o755);
+            let directories = Directories::new(&*disk, tree)?;
             let layer_dir = disk.open_dir_in_root(layer_dir, std::path::Path::new("."))?;
             Ok((directories, layer_dir))
         };
@@ -134,6 +153,57 @@ impl TreeWriter {
             payload_bytes: 0,
             trailing_zeros: 0,
             tail: false,
+            guard: Guard::default(),
+            resumed_at: None,
+        })
+    }
+
+    /// Has checkpoints made by `saver`.
+    pub(crate) fn set_saver(&mut self, saver: Option<Saver>) {
+        self.guard = Guard(saver);
+    }
+
+    /// Makes a checkpoint where the tar stands: `stream` is where it comes from. With `beside`, goes on while it is being
+    /// made durable.
+    pub(crate) fn checkpoint(&mut self, stream: Box<StreamState>, beside: bool) -> Result<(), ExtractError> {
+        let recipe_bytes = self.recipe.seal().map_err(ExtractError::Recipe)?;
+        let state = State { stream: *stream, tree: self.state(recipe_bytes)? };
+        let Some(saver) = &mut self.guard.0 else { return Ok(()) };
+        match state.encode() {
+            Some(bytes) => saver.save(bytes, self.payload_bytes + recipe_bytes)?,
+            None => {
+                // Thousands of moves: the last checkpoint stays.
+                tracing::debug!("no checkpoint is made of a layer whose state is too long");
+                saver.skip();
+            }
+        }
+        if beside { Ok(()) } else { saver.wait() }
+    }
+
+    fn state(&self, recipe_bytes: u64) -> Result<TreeState, ExtractError> {
+        let written = |writer: &FileWriter, path: &[u8]| -> Result<Written, ExtractError> {
+            let facts = self.disk.metadata(writer.file()).map_err(|source| io_error("look at", path, source))?;
+            Ok(writer.written(facts.inode))
+        };
+        let open = match &self.open {
+            None | Some(Open::Nothing) => OpenState::Nothing,
+            Some(Open::File { writer, path, .. }) => {
+                OpenState::File { path: path.clone(), written: written(writer, path)? }
+            }
+            Some(Open::Kept { writer, number }) => {
+                OpenState::Kept { number: *number, written: written(writer, KEPT_NAME)? }
+            }
+        };
+        Ok(TreeState {
+            entries: self.entries,
+            payload_bytes: self.payload_bytes,
+            recipe_bytes,
+            trailing_zeros: self.trailing_zeros,
+            tail: self.tail,
+            implied_directories: self.directories.implied(),
+            kept_next: self.kept.next,
+            moves: self.recipe.moves().to_vec(),
+            open,
         })
     }
 
@@ -147,6 +217,9 @@ impl TreeWriter {
     /// # Errors
     /// [`ExtractError`]; the tree is of no more use then.
     pub fn take(&mut self, mut bytes: &[u8]) -> Result<(), ExtractError> {
+        if let Some(saver) = &mut self.guard.0 {
+            saver.look()?;
+        }
         loop {
             let (step, count) = self.parser.step(bytes).map_err(ExtractError::Tar)?;
             bytes = &bytes[count..];
@@ -188,6 +261,12 @@ impl TreeWriter {
         let (tar_size_bytes, entries, payload_bytes) = (self.parser.offset(), self.entries, self.payload_bytes);
         let summary = Summary { diff_id, tar_size_bytes, entries, payload_bytes, implied_directories };
         let recipe_size_bytes = self.recipe.finish(&summary).map_err(ExtractError::Recipe)?;
+        if let Some(offset) = self.resumed_at {
+            reread::reread(&self.disk, &self.kept.layer_dir, offset)?;
+        }
+        if let Some(saver) = &mut self.guard.0 {
+            saver.wait()?;
+        }
         Ok(TreeSummary {
             tar_size_bytes,
             entries,
@@ -310,7 +389,7 @@ impl TreeWriter {
     }
 
     fn parent(&mut self, parents: &[&[u8]], entry: &Entry) -> Result<Found, ExtractError> {
-        let found = self.directories.resolve(&*self.disk, parents, true)?;
+        let found = self.directories.resolve(&*self.disk, &mut self.guard, parents, true)?;
         found.ok_or_else(|| ExtractError::BadPath { path: shown(&entry.path), problem: "has no directory" })
     }
 
@@ -358,7 +437,7 @@ impl TreeWriter {
         let bad = |problem| ExtractError::BadPath { path: shown(&entry.path), problem };
         let target = CleanPath::parse(&entry.link)?;
         let (target_parents, target_name) = target.split().ok_or_else(|| bad("is a hard link to the root"))?;
-        let found = self.directories.resolve(&*disk, target_parents, false)?.ok_or_else(outside)?;
+        let found = self.directories.resolve(&*disk, &mut self.guard, target_parents, false)?.ok_or_else(outside)?;
         let node = match disk.open_node(&self.directories.current(found).handle, target_name) {
             Ok(node) => node,
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Err(outside()),
@@ -470,6 +549,7 @@ impl TreeWriter {
 
     /// Takes away what is at `name` (P5).
     fn clear(&mut self, found: Found, name: &[u8], path: &[u8]) -> Result<(), ExtractError> {
+        self.guard.withdraw()?;
         let failed = |source| io_error("replace", path, source);
         let disk = &*self.disk;
         let parent = &self.directories.current(found).handle;

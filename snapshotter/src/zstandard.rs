@@ -38,7 +38,8 @@ impl Zstandard {
         !self.in_frame
     }
 
-    pub(crate) fn run(&mut self, input: &[u8], output: &mut Vec<u8>) -> Result<usize, DecompressError> {
+    /// Takes `input`; with `to_point` up to the end of a frame (N2).
+    pub(crate) fn run(&mut self, input: &[u8], output: &mut Vec<u8>, to_point: bool) -> Result<usize, DecompressError> {
         let mut source = InBuffer::around(input);
         while output.len() < BUFFER_BYTES && (source.pos() < input.len() || self.in_frame) {
             let (before, position) = (output.len(), source.pos());
@@ -51,6 +52,9 @@ impl Zstandard {
                 Ok(0) => {
                     self.in_frame = false;
                     self.frame_head.clear();
+                    if to_point {
+                        break;
+                    }
                 }
                 Ok(_) => self.in_frame = true,
                 Err(code) => return Err(self.explain(code)),

@@ -8,6 +8,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use sha2::digest::common::hazmat::SerializableState;
 use sha2::{Digest as _, Sha256, Sha512};
 
 /// A hash function that content may be named by (OCI image-spec, Registered Algorithms).
@@ -244,6 +245,30 @@ impl DigestHasher {
             Hasher::Sha512(state) => Digest::Sha512(state.finalize().into()),
         }
     }
+
+    /// By which algorithm it works.
+    pub fn algorithm(&self) -> Algorithm {
+        match self.0 {
+            Hasher::Sha256(_) => Algorithm::Sha256,
+            Hasher::Sha512(_) => Algorithm::Sha512,
+        }
+    }
+
+    /// Its state as bytes, from which [`DigestHasher::resume`] goes on: chaining values, length, and the block begun.
+    pub fn state(&self) -> Vec<u8> {
+        match &self.0 {
+            Hasher::Sha256(state) => state.serialize().to_vec(),
+            Hasher::Sha512(state) => state.serialize().to_vec(),
+        }
+    }
+
+    /// A hasher in the given state; `None` if these bytes are none.
+    pub fn resume(algorithm: Algorithm, state: &[u8]) -> Option<DigestHasher> {
+        Some(DigestHasher(match algorithm {
+            Algorithm::Sha256 => Hasher::Sha256(Sha256::deserialize(state.try_into().ok()?).ok()?),
+            Algorithm::Sha512 => Hasher::Sha512(Sha512::deserialize(state.try_into().ok()?).ok()?),
+        }))
+    }
 }
 
 impl fmt::Debug for DigestHasher {
@@ -335,6 +360,22 @@ mod tests {
             assert_eq!(Digest::from_bytes(algorithm, digest.as_bytes()), Some(digest));
             let json = serde_json::to_string(&digest).unwrap();
             assert_eq!(serde_json::from_str::<Digest>(&json).unwrap(), digest);
+        }
+    }
+
+    #[test]
+    fn a_hasher_goes_on_from_its_state_wherever_it_stood() {
+        let bytes: Vec<u8> = (0..1000u32).map(|at| (at * 7) as u8).collect();
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            for cut in 0..=bytes.len() {
+                let mut hasher = DigestHasher::new(algorithm);
+                hasher.update(&bytes[..cut]);
+                let state = hasher.state();
+                let mut resumed = DigestHasher::resume(hasher.algorithm(), &state).expect("a state");
+                resumed.update(&bytes[cut..]);
+                assert_eq!(resumed.finish(), Digest::of(algorithm, &bytes), "cut at {cut}");
+                assert!(DigestHasher::resume(algorithm, &state[1..]).is_none());
+            }
         }
     }
 

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 
 use baleen_store::{Disk, Handle, NodeKind, Timestamp};
 
+use super::Guard;
 use crate::error::{ExtractError, shown};
 use crate::limits::{LINKS_FOLLOWED_MAX, PATH_BYTES_MAX};
 
@@ -29,8 +30,8 @@ pub(super) struct Directories {
     root: Cached,
     /// The last used comes last.
     cached: VecDeque<Cached>,
-    /// Owner and group that new nodes get by themselves.
-    default_owner: (u32, u32),
+    /// Owner and group that new nodes get by themselves, if that is known.
+    default_owner: Option<(u32, u32)>,
     implied: bool,
 }
 
@@ -47,12 +48,21 @@ pub(super) struct Cached {
 }
 
 impl Directories {
+    /// Of a new, empty tree.
     pub(super) fn new(disk: &dyn Disk, root: Handle) -> io::Result<Self> {
+        let facts = disk.metadata(&root)?;
+        let mut directories = Self::resume(disk, root, false)?;
+        directories.default_owner = Some((facts.uid, facts.gid));
+        directories.enter_root(Timestamp::default(), 0o755);
+        Ok(directories)
+    }
+
+    /// Of a tree that was begun before, whose directories have their times.
+    pub(super) fn resume(disk: &dyn Disk, root: Handle, implied: bool) -> io::Result<Self> {
         let facts = disk.metadata(&root)?;
         let setgid = facts.mode & 0o2000 != 0;
         let root = Cached { path: Vec::new(), handle: root, modified: facts.modified, changed: true, setgid };
-        let default_owner = (facts.uid, facts.gid);
-        Ok(Self { root, cached: VecDeque::new(), default_owner, implied: false })
+        Ok(Self { root, cached: VecDeque::new(), default_owner: None, implied })
     }
 
     /// Whether a directory was made that no entry of the archive names.
@@ -80,13 +90,14 @@ impl Directories {
         let default_owner = self.default_owner;
         let directory = self.current_mut(found);
         directory.changed = true;
-        !directory.setgid && default_owner == (uid, gid)
+        !directory.setgid && default_owner == Some((uid, gid))
     }
 
     /// Finds the directory `parts`; with `create` makes what is missing, as 0755 root.
     pub(super) fn resolve(
         &mut self,
         disk: &dyn Disk,
+        guard: &mut Guard,
         parts: &[&[u8]],
         create: bool,
     ) -> Result<Option<Found>, ExtractError> {
@@ -96,11 +107,17 @@ impl Directories {
         if self.recall(&parts.join(&b'/')) {
             return Ok(Some(Found::Last));
         }
-        self.walk(disk, parts, create)
+        self.walk(disk, guard, parts, create)
     }
 
     /// Takes `parts` one by one (P1, P2).
-    fn walk(&mut self, disk: &dyn Disk, parts: &[&[u8]], create: bool) -> Result<Option<Found>, ExtractError> {
+    fn walk(
+        &mut self,
+        disk: &dyn Disk,
+        guard: &mut Guard,
+        parts: &[&[u8]],
+        create: bool,
+    ) -> Result<Option<Found>, ExtractError> {
         let wanted = || shown(&parts.join(&b'/'));
         // Parts to go, and whether a link brought them: those must exist.
         let mut queue: VecDeque<(Vec<u8>, bool)> = parts.iter().map(|part| (part.to_vec(), false)).collect();
@@ -184,6 +201,7 @@ impl Directories {
                                 return Ok(None);
                             }
                             // The archive hides the name below and then has a directory there: only what it has is seen.
+                            guard.withdraw()?;
                             disk.remove_file(directory, &part).map_err(failed)?;
                             self.make_implied(disk, at, &part, child.clone(), true)?;
                             at = Found::Last;

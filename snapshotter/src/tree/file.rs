@@ -5,14 +5,17 @@
 //!     `drop_cache` on a ring of the last [`RING_FILES`] files.
 //! F3  Small files are left to the kernel's own write-back until the layer is durable, then `release` drops them: written
 //!     back one by one they cannot be merged, and 20,000 of 2.5 kB took five times as long on a disk with a queue.
+//! F4  A file that a cut left is gone on with only as far as its state tells: cut to what was durable, and its last bytes,
+//!     fewer than a group of the hash, read again.
 
 use std::collections::VecDeque;
 use std::io;
 
 use baleen_store::recipe::{Content, Segment};
-use baleen_store::{Disk, Handle, WriteBack};
+use baleen_store::{Disk, Handle, WriteBack, read_full_at};
 
-use crate::content::ContentHasher;
+use crate::content::{ContentHasher, ContentState, GROUP_BYTES};
+use crate::state::Written;
 
 /// Files whose pages are still on their way to the disk.
 pub(super) const RING_FILES: usize = 128;
@@ -49,6 +52,72 @@ impl FileWriter {
         let uncached = payload_bytes >= SMALL_FILE_BYTES;
         let hasher = ContentHasher::default();
         Self { file, hasher, uncached, left: payload_bytes, offset: 0, carry: Vec::new(), segments }
+    }
+
+    pub(super) fn file(&self) -> &Handle {
+        &self.file
+    }
+
+    /// What goes on from here after a cut; `inode` is the file's.
+    pub(super) fn written(&self, inode: u64) -> Written {
+        let stack = self.hasher.state().stack.clone();
+        Written { inode, taken_bytes: self.hasher.taken_bytes(), carry: self.carry.clone(), stack }
+    }
+
+    /// A writer that goes on from `written` in `file`, whose payload is `payload_bytes` long (F4). `None` if there can be no
+    /// such state of this file.
+    pub(super) fn resume(
+        disk: &dyn Disk,
+        file: Handle,
+        payload_bytes: u64,
+        segments: Option<Vec<Segment>>,
+        written: Written,
+    ) -> io::Result<Option<Self>> {
+        let Written { taken_bytes, carry, stack, .. } = written;
+        let groups = taken_bytes.saturating_sub(1) / GROUP_BYTES;
+        let Some(durable_bytes) = taken_bytes.checked_sub(carry.len() as u64) else { return Ok(None) };
+        if taken_bytes > payload_bytes || stack.len() != groups.count_ones() as usize {
+            return Ok(None);
+        }
+        let whole = [Segment { offset: 0, length: payload_bytes }];
+        let parts = segments.as_deref().unwrap_or(&whole);
+        let end = parts_of(parts, 0, durable_bytes).last().map_or(0, |part| part.offset + part.length);
+        if disk.metadata(&file)?.size_bytes < end {
+            return Ok(None);
+        }
+        disk.set_len(&file, end)?;
+        let mut hasher = ContentHasher::resume(ContentState { groups, stack });
+        let mut buffer = vec![0; GROUP_BYTES as usize];
+        for part in parts_of(parts, groups * GROUP_BYTES, durable_bytes) {
+            // At most a group, all parts together.
+            let buffer = &mut buffer[..part.length as usize];
+            if read_full_at(disk, &file, buffer, part.offset)? < buffer.len() {
+                return Ok(None);
+            }
+            hasher.update(buffer);
+        }
+        hasher.update(&carry[(groups * GROUP_BYTES).saturating_sub(durable_bytes) as usize..]);
+        let mut writer = Self::new(file, payload_bytes, None);
+        writer.hasher = hasher;
+        writer.left = payload_bytes - taken_bytes;
+        writer.offset = durable_bytes;
+        if let Some(segments) = segments {
+            let mut cursor = SegmentCursor { segments, next: 0, left: 0 };
+            let (mut rest, mut offset) = (taken_bytes, 0);
+            while rest > 0 {
+                let Some(segment) = cursor.segments.get(cursor.next).copied() else { return Ok(None) };
+                let count = rest.min(segment.length);
+                rest -= count;
+                cursor.next += 1;
+                cursor.left = segment.length - count;
+                offset = segment.offset + count;
+            }
+            // What waits for its page never spans two segments, so it ends where the last one was left.
+            writer.offset = offset.saturating_sub(carry.len() as u64);
+            writer.segments = Some(cursor);
+        }
+        writer.carry = carry;
+        Ok(Some(writer))
     }
 
     pub(super) fn take(&mut self, disk: &dyn Disk, bytes: &[u8]) -> io::Result<()> {
@@ -129,6 +198,23 @@ impl FileWriter {
         }
         Ok((self.file, self.hasher.finish(), self.segments.map(|cursor| cursor.segments)))
     }
+}
+
+/// Where the payload from `start` to `end` lies in a file of these segments.
+fn parts_of(segments: &[Segment], start: u64, end: u64) -> Vec<Segment> {
+    let mut parts = Vec::new();
+    let mut position = 0u64;
+    for segment in segments {
+        let (from, to) = (start.max(position), end.min(position + segment.length));
+        if from < to {
+            parts.push(Segment { offset: segment.offset + (from - position), length: to - from });
+        }
+        position += segment.length;
+        if position >= end {
+            break;
+        }
+    }
+    parts
 }
 
 /// The last files written, where the disk has no uncached writes (F2).
