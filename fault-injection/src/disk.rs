@@ -78,6 +78,18 @@ impl SimulatedDisk {
         self.living().calls
     }
 
+    /// Calls of one kind so far.
+    pub fn calls_of(&self, operation: Operation) -> u64 {
+        self.living().calls_of.get(&operation).copied().unwrap_or_default()
+    }
+
+    /// Bytes read so far: of files below one directory of the root, and of all others.
+    pub fn read_bytes(&self, directory: &str) -> (u64, u64) {
+        let inner = self.living();
+        let below = inner.read_bytes.get(directory).copied().unwrap_or_default();
+        (below, inner.read_bytes.values().sum::<u64>() - below)
+    }
+
     /// The numbers of the calls that were no steps: they change and sync nothing.
     pub(crate) fn other_calls(&self) -> Vec<u64> {
         self.living().other_calls.clone()
@@ -91,6 +103,7 @@ impl SimulatedDisk {
         inner.record = Record::default();
         (inner.steps, inner.barriers, inner.calls) = (0, 0, 0);
         inner.calls_of.clear();
+        inner.read_bytes.clear();
         inner.other_calls.clear();
         inner.dirty.clear();
         inner.clear_faults();

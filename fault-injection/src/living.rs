@@ -90,6 +90,8 @@ pub(crate) struct Living {
     /// The numbers of the calls that were no steps.
     pub(crate) other_calls: Vec<u64>,
     pub(crate) calls_of: HashMap<Operation, u64>,
+    /// Bytes that were read below each directory of the root.
+    pub(crate) read_bytes: HashMap<String, u64>,
     pub(crate) faults: Vec<Fault>,
     pub(crate) skipped_barriers: HashSet<u64>,
     pub(crate) power_goes_at: Option<u64>,
@@ -165,6 +167,7 @@ impl Living {
             calls: 0,
             other_calls: Vec::new(),
             calls_of: HashMap::new(),
+            read_bytes: HashMap::new(),
             faults: Vec::new(),
             skipped_barriers: HashSet::new(),
             power_goes_at: None,

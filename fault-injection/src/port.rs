@@ -281,7 +281,7 @@ impl Disk for SimulatedDisk {
             return Err(Errno::INVAL.into());
         }
         let open = turn.inner.usable(file)?;
-        let (inode, usage) = (open.inode, open.usage);
+        let (inode, usage, path) = (open.inode, open.usage, open.path.clone());
         if offset.checked_add(buffer.len() as u64).is_none_or(|end| end > i64::MAX as u64) {
             return Err(Errno::INVAL.into());
         }
@@ -295,7 +295,10 @@ impl Disk for SimulatedDisk {
             length = 1 + random.below(length as u64) as usize;
         }
         let contents = turn.inner.tree.contents(inode).ok_or(Errno::BADF)?;
-        Ok(contents.read(&mut buffer[..length], offset))
+        let count = contents.read(&mut buffer[..length], offset);
+        let below = path.trim_start_matches('/').split('/').next().unwrap_or_default().to_owned();
+        *turn.inner.read_bytes.entry(below).or_default() += count as u64;
+        Ok(count)
     }
 
     fn xattrs(&self, node: &Handle) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
