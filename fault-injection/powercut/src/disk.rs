@@ -1,0 +1,195 @@
+//! The disk behind the device: an image that is only read, what was written over it, and the recording of that.
+//!
+//! D1  A write is in the recording before it is answered, in the order in which it was answered.
+//! D2  What one state writes is gone with the state: the image under it never changes.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+
+use crate::contents::{BLOCK_BYTES, ContentId, Contents};
+use crate::device::BlockStore;
+use crate::fault::{Fault, Faults, Request};
+use crate::record::{RecordError, Recorder, pieces};
+use crate::workload::Mark;
+
+/// A block as it is now.
+#[derive(Debug)]
+enum Slot {
+    Content(ContentId),
+    Bytes(Box<[u8; BLOCK_BYTES]>),
+}
+
+/// A disk of blocks, copy-on-write.
+#[derive(Debug)]
+pub(crate) struct Disk {
+    image: Arc<Vec<ContentId>>,
+    contents: Arc<Contents>,
+    over: HashMap<u32, Slot>,
+    recorder: Option<Recorder>,
+    /// The first failure of the recording: the disk fails from then on, and the rig says so.
+    failure: Option<RecordError>,
+    faults: Faults,
+}
+
+impl Disk {
+    /// A disk that shows `image`.
+    pub(crate) fn new(image: Arc<Vec<ContentId>>, contents: Arc<Contents>) -> Disk {
+        Disk { image, contents, over: HashMap::new(), recorder: None, failure: None, faults: Faults::default() }
+    }
+
+    /// Bytes of the disk.
+    pub(crate) fn size(&self) -> u64 {
+        (self.image.len() * BLOCK_BYTES) as u64
+    }
+
+    /// Puts contents over the image.
+    pub(crate) fn lay(&mut self, blocks: HashMap<u32, ContentId>) {
+        self.over.extend(blocks.into_iter().map(|(block, content)| (block, Slot::Content(content))));
+    }
+
+    /// Records from here on.
+    pub(crate) fn record(&mut self, recorder: Recorder) {
+        self.recorder = Some(recorder);
+    }
+
+    /// Puts a mark into the recording, if there is one.
+    pub(crate) fn mark(&mut self, mark: &Mark) {
+        let result = self.recorder.as_mut().map_or(Ok(()), |recorder| recorder.mark(mark));
+        self.keep_failure(result);
+    }
+
+    /// Cuts the power: what is written from here on is in no recording. The recording so far, to be ended.
+    ///
+    /// # Errors
+    /// `Io` if any part of the recording could not be written.
+    pub(crate) fn cut(&mut self) -> Result<Option<Recorder>, RecordError> {
+        let recorder = self.recorder.take();
+        self.failure.take().map_or(Ok(recorder), Err)
+    }
+
+    /// Writes and flushes recorded so far.
+    pub(crate) fn recorded(&self) -> (u64, u64) {
+        self.recorder.as_ref().map_or((0, 0), Recorder::counted)
+    }
+
+    /// Sets the faults, counted from now.
+    pub(crate) fn fail(&mut self, faults: Vec<Fault>) {
+        self.faults.set(faults);
+    }
+
+    /// Reads, writes and flushes since the faults were set.
+    pub(crate) fn counted(&self) -> (u64, u64, u64) {
+        self.faults.counted()
+    }
+
+    /// The bytes of a block as it is now.
+    pub(crate) fn block(&self, block: u32) -> io::Result<Box<[u8; BLOCK_BYTES]>> {
+        let mut bytes = Box::new([0; BLOCK_BYTES]);
+        self.read_piece(block, 0, bytes.as_mut_slice())?;
+        Ok(bytes)
+    }
+
+    /// Changes bits of a byte where it lies, as a failing disk does: nothing is recorded.
+    pub(crate) fn rot(&mut self, offset: u64, bits: u8) -> io::Result<()> {
+        let block = (offset / BLOCK_BYTES as u64) as u32;
+        let mut bytes = self.block(block)?;
+        bytes[(offset % BLOCK_BYTES as u64) as usize] ^= bits;
+        self.over.insert(block, Slot::Bytes(bytes));
+        Ok(())
+    }
+
+    fn read_piece(&self, block: u32, start: usize, bytes: &mut [u8]) -> io::Result<()> {
+        match self.over.get(&block) {
+            Some(Slot::Bytes(whole)) => {
+                bytes.copy_from_slice(&whole[start..start + bytes.len()]);
+                Ok(())
+            }
+            Some(Slot::Content(content)) => self.contents.read(*content, start, bytes),
+            None => {
+                let content = *self.image.get(block as usize).ok_or(io::ErrorKind::InvalidInput)?;
+                self.contents.read(content, start, bytes)
+            }
+        }
+    }
+
+    fn put(&mut self, block: u32, start: usize, bytes: &[u8]) -> io::Result<()> {
+        let mut whole = match self.over.remove(&block) {
+            Some(Slot::Bytes(whole)) => whole,
+            _ if bytes.len() == BLOCK_BYTES => Box::new([0; BLOCK_BYTES]),
+            kept => {
+                self.over.extend(kept.map(|kept| (block, kept)));
+                self.block(block)?
+            }
+        };
+        whole[start..start + bytes.len()].copy_from_slice(bytes);
+        self.over.insert(block, Slot::Bytes(whole));
+        Ok(())
+    }
+
+    fn keep_failure(&mut self, result: Result<(), RecordError>) {
+        if let Err(error) = result
+            && self.failure.is_none()
+        {
+            self.failure = Some(error);
+        }
+    }
+
+    fn meet(&mut self, request: Request, fresh: bool) -> io::Result<()> {
+        if self.failure.is_some() {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        self.faults.meet(request, fresh).map_or(Ok(()), |error| Err(io::Error::from_raw_os_error(error)))
+    }
+
+    fn recorded_or_failed(&mut self) -> io::Result<()> {
+        if self.failure.is_some() { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) }
+    }
+}
+
+impl BlockStore for Disk {
+    fn read(&mut self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+        self.meet(Request::Read, false)?;
+        for (block, start, range) in pieces(offset, bytes.len()) {
+            self.read_piece(block, start, &mut bytes[range])?;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
+        if offset.checked_add(data.len() as u64).is_none_or(|end| end > self.size()) {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
+        let fresh = pieces(offset, data.len())
+            .any(|(block, ..)| !self.over.contains_key(&block) && self.image[block as usize] == crate::contents::ZEROS);
+        self.meet(Request::Write, fresh)?;
+        match self.recorder.as_mut().map(|recorder| recorder.write(offset, data)) {
+            Some(Ok(written)) => {
+                for (piece, (_, start, range)) in written.iter().zip(pieces(offset, data.len())) {
+                    // Whole blocks lie in the recording already: memory stays small however much is written.
+                    if range.len() == BLOCK_BYTES {
+                        self.over.insert(piece.block, Slot::Content(piece.content));
+                    } else {
+                        self.put(piece.block, start, &data[range])?;
+                    }
+                }
+            }
+            Some(Err(error)) => self.keep_failure(Err(error)),
+            None => {
+                for (block, start, range) in pieces(offset, data.len()) {
+                    self.put(block, start, &data[range])?;
+                }
+            }
+        }
+        self.recorded_or_failed()
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.meet(Request::Flush, false)?;
+        if !self.faults.flushes_lie() {
+            let result = self.recorder.as_mut().map_or(Ok(()), Recorder::flush);
+            self.keep_failure(result);
+        }
+        self.recorded_or_failed()
+    }
+}
