@@ -65,10 +65,17 @@ fn problem_of(bytes: &[u8], id: &str) -> Option<String> {
     if value["id"].as_str() != Some(id) {
         return Some("is that of another container".to_owned());
     }
-    if value.get("digest").is_some() && !digest_matches(text) {
+    if (value.get("digest").is_some() || ends_like_a_digest(text)) && !digest_matches(text) {
         return Some("has other bytes than were stored".to_owned());
     }
     None
+}
+
+/// Whether the last value is as long as a digest's digits: the name of the field may be what is damaged.
+fn ends_like_a_digest(text: &str) -> bool {
+    let tail = text.trim_end().strip_suffix(DIGEST_END).unwrap_or_default();
+    let digits = tail.bytes().rev().take_while(u8::is_ascii_hexdigit).count();
+    digits == 64
 }
 
 /// Whether a configuration that ends with its own digest is what that digest says.

@@ -69,6 +69,12 @@ pub(crate) fn compare(
             return Ok(Compared { differences: comparison.differences, expected: None });
         }
     };
+    if recipe.summary().diff_id != fact.key.diff_id {
+        // Nothing of it says what this layer must be.
+        let detail = format!("is that of layer {}", recipe.summary().diff_id);
+        comparison.add(Code::RecipeDamaged, RECIPE_NAME, detail, None);
+        return Ok(Compared { differences: comparison.differences, expected: None });
+    }
     comparison.facts(fact, &recipe);
     let mut expected = match Expected::read(&recipe, owner) {
         Ok(expected) => expected,
@@ -133,10 +139,6 @@ impl Comparison<'_> {
             ("bytes of its files", fact.unpacked_size_bytes, summary.payload_bytes),
             ("bytes of its recipe", fact.recipe_size_bytes, recipe.size_bytes()),
         ];
-        if summary.diff_id != fact.key.diff_id {
-            let detail = format!("the recipe is that of layer {}", summary.diff_id);
-            self.add(Code::RecordDisagrees, RECIPE_NAME, detail, None);
-        }
         for (what, logged, found) in pairs.into_iter().filter(|(_, logged, found)| logged != found) {
             let detail = format!("the log says {logged} {what}, the recipe {found}");
             self.add(Code::RecordDisagrees, RECIPE_NAME, detail, None);

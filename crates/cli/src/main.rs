@@ -11,6 +11,8 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
+mod fsck;
+
 const HELP: &str = "\
 Usage: baleen COMMAND
 
@@ -18,6 +20,7 @@ A container engine for devices. It speaks the Docker Engine API.
 
 Commands:
   daemon      Run the engine (`baleen daemon --help` lists its options)
+  fsck        Check the store (`baleen fsck --help` lists its options)
   version     Show the version of this program
 
 Called as `dockerd`, this program is the daemon.
@@ -37,6 +40,13 @@ fn main() -> ExitCode {
     match arguments.next().unwrap_or_default().to_str() {
         Some("shim") => baleen_runtime::shim_main(),
         Some("daemon") => daemon(arguments),
+        Some("fsck") => match arguments.map(OsString::into_string).collect::<Result<Vec<String>, _>>() {
+            Ok(arguments) => fsck::run(arguments.into_iter()),
+            Err(argument) => {
+                eprintln!("baleen: argument {argument:?} is not UTF-8");
+                ExitCode::from(16)
+            }
+        },
         Some("version" | "--version" | "-v") => {
             println!("baleen version {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS

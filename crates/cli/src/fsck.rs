@@ -1,0 +1,208 @@
+//! `baleen fsck`: the check and repair of a store, without a daemon.
+//!
+//! F1  The report goes to the standard output, progress and errors to the standard error.
+//! F2  A first SIGINT or SIGTERM ends the check at the next file and reports what was found; a second one ends the program.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use baleen_fsck::{EXIT_CLEAN, EXIT_OPERATIONAL, EXIT_USAGE, Progress, Report};
+use baleen_store::{Inspection, StoreError, SystemDisk};
+use nix::sys::signal::{SigSet, Signal};
+
+const DATA_ROOT: &str = "/var/lib/baleen";
+/// How often progress is drawn.
+const DRAWN_EVERY: Duration = Duration::from_millis(100);
+/// Cells of the progress bar.
+const BAR_CELLS: u64 = 30;
+
+const HELP: &str = "\
+Usage: baleen fsck [OPTIONS]
+
+Check the store of a daemon that does not run. Without an option: what was in flight.
+
+Options:
+      --data-root DIR   The store (default /var/lib/baleen)
+      --deep            Verify every byte of every image, and the log against the tree
+      --after OBJECT    Go on with a deep check that was stopped
+      --json            Report as JSON
+      --quiet           No progress
+      --help            Print this
+
+Exit codes are those of e2fsck: 0 clean, 1 corrected, 4 left uncorrected, 8 the check could not be made, 16 usage;
+they are added up. What each finding means: docs/fsck.md.
+";
+
+struct Options {
+    data_root: PathBuf,
+    deep: bool,
+    after: Option<String>,
+    json: bool,
+    quiet: bool,
+}
+
+/// Runs `baleen fsck` with what follows that word.
+pub(crate) fn run(arguments: impl Iterator<Item = String>) -> ExitCode {
+    let options = match parse(arguments) {
+        Ok(Some(options)) => options,
+        Ok(None) => {
+            print!("{HELP}");
+            return ExitCode::from(EXIT_CLEAN);
+        }
+        Err(problem) => {
+            eprintln!("baleen fsck: {problem}; `baleen fsck --help` lists the options.");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    match check(&options) {
+        Ok(Some(report)) => {
+            let text = if options.json { report.to_json() + "\n" } else { report.to_text() };
+            let written = std::io::stdout().write_all(text.as_bytes());
+            if let Err(error) = written {
+                eprintln!("baleen fsck: cannot write the report: {error}");
+                return ExitCode::from(EXIT_OPERATIONAL);
+            }
+            ExitCode::from(report.exit_code())
+        }
+        Ok(None) => {
+            eprintln!("baleen fsck: there is no store in {} yet", options.data_root.display());
+            ExitCode::from(EXIT_CLEAN)
+        }
+        Err(error) => {
+            eprintln!("baleen fsck: {}", crate::chain(&error));
+            ExitCode::from(EXIT_OPERATIONAL)
+        }
+    }
+}
+
+fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Option<Options>, String> {
+    let mut options = Options { data_root: DATA_ROOT.into(), deep: false, after: None, json: false, quiet: false };
+    while let Some(argument) = arguments.next() {
+        let (name, inline) = match argument.split_once('=') {
+            Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
+            None => (argument, None),
+        };
+        let mut value =
+            |inline: Option<String>| inline.or_else(|| arguments.next()).ok_or_else(|| format!("{name} needs a value"));
+        match name.as_str() {
+            "--data-root" => options.data_root = value(inline)?.into(),
+            "--after" => options.after = Some(value(inline)?),
+            _ if inline.is_some() => return Err(format!("{name} takes no value")),
+            "--deep" => options.deep = true,
+            "--json" => options.json = true,
+            "--quiet" => options.quiet = true,
+            "--help" | "-h" => return Ok(None),
+            other => return Err(format!("unknown option {other:?}")),
+        }
+    }
+    if options.after.is_some() && !options.deep {
+        return Err("--after goes with --deep".to_owned());
+    }
+    Ok(Some(options))
+}
+
+/// Checks the store; `None` if there is none yet.
+fn check(options: &Options) -> Result<Option<Report>, StoreError> {
+    if is_empty(&options.data_root) {
+        return Ok(None);
+    }
+    let io = |source| StoreError::Io { action: "open", path: options.data_root.display().to_string(), source };
+    let disk = Arc::new(SystemDisk::open(&options.data_root).map_err(io)?);
+    let inspection = Inspection::open(disk)?;
+    if !options.deep {
+        return baleen_fsck::quick(&inspection).map(Some);
+    }
+    let stopped = stop_on_signal();
+    let mut bar = Bar::new(options);
+    let report = baleen_fsck::deep(&inspection, options.after.as_deref(), &mut |progress| {
+        bar.draw(progress);
+        stopped.load(Ordering::Relaxed)
+    });
+    bar.clear();
+    report.map(Some)
+}
+
+/// Whether nothing is there to be checked: a fresh device, whose init system checks before the first start.
+fn is_empty(data_root: &Path) -> bool {
+    match std::fs::read_dir(data_root) {
+        Ok(mut names) => names.next().is_none(),
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    }
+}
+
+/// A flag that the first signal sets (F2).
+fn stop_on_signal() -> Arc<AtomicBool> {
+    let stopped = Arc::new(AtomicBool::new(false));
+    let mut signals = SigSet::empty();
+    [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().for_each(|signal| signals.add(signal));
+    // Blocked before the thread starts, so that it alone takes them. Without it a signal ends the program: no harm.
+    if signals.thread_block().is_ok() {
+        let flag = Arc::clone(&stopped);
+        std::thread::spawn(move || {
+            let mut first = true;
+            while signals.wait().is_ok() {
+                if !std::mem::replace(&mut first, false) {
+                    std::process::exit(EXIT_OPERATIONAL.into());
+                }
+                flag.store(true, Ordering::Relaxed);
+            }
+        });
+    }
+    stopped
+}
+
+/// Progress on a terminal.
+struct Bar {
+    shown: bool,
+    drawn: Option<Instant>,
+}
+
+impl Bar {
+    fn new(options: &Options) -> Self {
+        Self { shown: !options.quiet && std::io::stderr().is_terminal(), drawn: None }
+    }
+
+    fn draw(&mut self, progress: &Progress) {
+        if !self.shown || self.drawn.is_some_and(|drawn| drawn.elapsed() < DRAWN_EVERY) {
+            return;
+        }
+        self.drawn = Some(Instant::now());
+        let total_bytes = progress.total_bytes.max(1);
+        let done_bytes = progress.done_bytes.min(total_bytes);
+        let cells = (u128::from(done_bytes) * u128::from(BAR_CELLS) / u128::from(total_bytes)) as usize;
+        let bar = format!("{}{}", "#".repeat(cells), ".".repeat(BAR_CELLS as usize - cells));
+        let object: String = progress.object.chars().take(30).collect();
+        let (done, total) = (done_bytes >> 20, total_bytes >> 20);
+        eprint!("\r[{bar}] {done} of {total} MiB, {} findings, {object}\x1b[K", progress.findings);
+    }
+
+    fn clear(&self) {
+        if self.drawn.is_some() {
+            eprint!("\r\x1b[K");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(line: &str) -> impl Iterator<Item = String> {
+        line.split(' ').filter(|word| !word.is_empty()).map(str::to_owned).collect::<Vec<_>>().into_iter()
+    }
+
+    #[test]
+    fn options_are_taken_in_both_forms_and_wrong_ones_are_named() {
+        let options = parse(words("--data-root=/d --deep --json --after layers/ab")).unwrap().unwrap();
+        assert_eq!((options.data_root, options.after), (PathBuf::from("/d"), Some("layers/ab".to_owned())));
+        assert!(options.deep && options.json);
+        assert!(parse(words("--help")).unwrap().is_none());
+        for wrong in ["--data-root", "--deep=yes", "--what", "--after layers/ab"] {
+            assert!(parse(words(wrong)).is_err(), "{wrong}");
+        }
+    }
+}
