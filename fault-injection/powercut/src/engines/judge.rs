@@ -110,15 +110,15 @@ struct Judge<'a> {
     samples: Vec<(String, std::sync::Arc<Sample>)>,
     expected: Expected,
     broken: Vec<Broken>,
-    /// Folders of layers that were found whole.
-    whole: BTreeSet<std::path::PathBuf>,
+    /// Folders of layers that have been compared.
+    compared: BTreeSet<std::path::PathBuf>,
 }
 
 pub(super) fn judge(workload: &EngineWorkload, history: &History) -> Result<Vec<Broken>> {
     let engine = workload.engine()?;
     let expected = Expected::of(workload, history)?;
     let samples = workload.images.iter().map(|name| Ok((name.clone(), sample(name)?))).collect::<Result<_>>()?;
-    let mut judge = Judge { workload, engine, samples, expected, broken: Vec::new(), whole: BTreeSet::new() };
+    let mut judge = Judge { workload, engine, samples, expected, broken: Vec::new(), compared: BTreeSet::new() };
     // An engine that stops answering is the state's fault: the tools here are a socket and a file system.
     if let Err(error) = judge.all() {
         judge.broken.push(Broken::new("answers", format!("{error:#}")));
@@ -209,12 +209,12 @@ impl Judge<'_> {
 
     /// Compares a layer with its reference, once.
     fn compare(&mut self, what: &str, folder: &Path, expected: &Tree) {
-        if self.whole.contains(folder) {
+        if !self.compared.insert(folder.to_owned()) {
             return;
         }
         let shown = folder.strip_prefix(self.engine.root()).unwrap_or(folder).display().to_string();
         match layer_differences(folder, expected) {
-            Ok(differences) if differences.is_empty() => drop(self.whole.insert(folder.to_owned())),
+            Ok(differences) if differences.is_empty() => {}
             Ok(differences) => {
                 let some = differences[..differences.len().min(DIFFERENCES_MAX)].join("; ");
                 self.say("P2", format!("{what}: {shown} differs in {} names: {some}", differences.len()));

@@ -24,7 +24,7 @@ pub(super) enum Move {
     Both(Step, Step),
     /// Begins to pull; once this many bytes of the image's last layer have come, the daemon is killed and started again.
     KilledPull { image: String, after_bytes: u64 },
-    /// Tags and untags until the log is one segment short of its compaction, and closes the store.
+    /// Tags and untags until the log has been compacted once and is one segment short of the next time.
     FillLog,
     /// Tags and untags until the log has been compacted.
     UntilCompacted,
@@ -80,14 +80,14 @@ pub(super) fn plan(name: &str) -> Result<Plan> {
         "container" => {
             plan.before = moves(&["pull busy:1"])?;
             plan.moves = moves(&[
-                "create c busy:1 writes",
-                "start c",
-                "wait c",
-                "create d busy:1 stays",
-                "start d",
-                "stop d",
-                "rm c",
-                "rm d",
+                "create c1 busy:1 writes",
+                "start c1",
+                "wait c1",
+                "create c2 busy:1 stays",
+                "start c2",
+                "stop c2",
+                "rm c1",
+                "rm c2",
             ])?;
         }
         "volume" => plan.moves = moves(&["ready", "volume v", "volume w", "volume-rm v", "volume v"])?,

@@ -142,8 +142,10 @@ impl Docker {
     fn start(&mut self, options: &Options) -> Result<()> {
         fs::create_dir_all(&self.run)?;
         fs::write(self.run.join("daemon.json"), "{}")?;
-        // Of a daemon that was killed.
-        fs::remove_file(self.run.join("pid")).ok();
+        // Of a daemon that was killed: it would wait for a containerd whose number is another's, or a zombie's.
+        for stale in ["pid", "x/containerd/containerd.pid", "x/containerd/containerd.sock"] {
+            fs::remove_file(self.run.join(stale)).ok();
+        }
         let log = fs::OpenOptions::new().create(true).append(true).open(self.run.join("log"))?;
         let program = options.program.clone().unwrap_or_else(|| PathBuf::from("dockerd"));
         let mut command = Command::new(&program);
