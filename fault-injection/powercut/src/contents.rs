@@ -67,11 +67,6 @@ impl Contents {
         id
     }
 
-    /// How many contents the file has.
-    pub(crate) fn stored_count(&self) -> usize {
-        self.known.read().unwrap_or_else(PoisonError::into_inner).places.len()
-    }
-
     /// The number of `bytes`, kept in memory unless known.
     pub(crate) fn made(&self, bytes: &[u8]) -> ContentId {
         if let Some(id) = self.stored(bytes) {

@@ -68,11 +68,6 @@ impl Disk {
         self.failure.take().map_or(Ok(recorder), Err)
     }
 
-    /// Writes and flushes recorded so far.
-    pub(crate) fn recorded(&self) -> (u64, u64) {
-        self.recorder.as_ref().map_or((0, 0), Recorder::counted)
-    }
-
     /// Sets the faults, counted from now.
     pub(crate) fn fail(&mut self, faults: Vec<Fault>) {
         self.faults.set(faults);

@@ -174,8 +174,6 @@ pub(crate) struct Recorder {
     length: u64,
     contents: Arc<Contents>,
     buffer: Vec<u8>,
-    flushes: u64,
-    writes: u64,
 }
 
 impl Recorder {
@@ -235,7 +233,7 @@ impl Recorder {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path).map_err(io)?;
         let contents = Arc::new(Contents::new(file.try_clone().map_err(io)?));
         let path = path.to_owned();
-        Ok(Recorder { path, file, length: 0, contents, buffer: Vec::new(), flushes: 0, writes: 0 })
+        Ok(Recorder { path, file, length: 0, contents, buffer: Vec::new() })
     }
 
     /// Numbers the contents of the bytes copied from another recording.
@@ -295,7 +293,6 @@ impl Recorder {
             written.push(Piece { block, start: start as u16, length, content });
         }
         put_entry(&mut self.buffer, WRITE, &body);
-        self.writes += 1;
         self.write_out()?;
         Ok(written)
     }
@@ -306,7 +303,6 @@ impl Recorder {
     /// `Io`.
     pub(crate) fn flush(&mut self) -> Result<(), RecordError> {
         put_entry(&mut self.buffer, FLUSH, &[]);
-        self.flushes += 1;
         self.write_out()
     }
 
@@ -324,11 +320,6 @@ impl Recorder {
         body.extend_from_slice(mark.text.as_bytes());
         put_entry(&mut self.buffer, MARK, &body);
         self.write_out()
-    }
-
-    /// Writes and flushes recorded so far.
-    pub(crate) fn counted(&self) -> (u64, u64) {
-        (self.writes, self.flushes)
     }
 
     /// Ends the recording.

@@ -82,6 +82,14 @@ pub enum RigError {
         /// The workload.
         name: String,
     },
+    /// A byte that is not on the disk as it is.
+    #[error("byte {offset} of {path} lies nowhere on the disk as it is: a hole, inline or compressed")]
+    NotOnDisk {
+        /// The file.
+        path: PathBuf,
+        /// The byte.
+        offset: u64,
+    },
     /// A disk of a size that cannot be.
     #[error("a disk of {size_bytes} bytes cannot be made; take a multiple of 4096 up to 64 GiB")]
     BadSize {
@@ -243,9 +251,9 @@ fn go_on_once(
 }
 
 /// The disk at the begin of a state's epoch, and the blocks in which the state differs.
-type Picture = (Arc<Vec<u32>>, std::collections::HashMap<u32, u32>);
+pub(crate) type Picture = (Arc<Vec<u32>>, std::collections::HashMap<u32, u32>);
 
-fn picture(recording: &Recording, state: State) -> Result<Picture, RigError> {
+pub(crate) fn picture(recording: &Recording, state: State) -> Result<Picture, RigError> {
     if state.epoch >= recording.epoch_count() {
         return Err(RigError::NoSuchState { state: state.to_string(), epochs: recording.epoch_count() });
     }
@@ -255,7 +263,7 @@ fn picture(recording: &Recording, state: State) -> Result<Picture, RigError> {
 }
 
 /// A disk with an empty file system.
-fn fresh_disk(stage: &Stage, filesystem: FileSystem, description: &Description) -> Result<Disk, RigError> {
+pub(crate) fn fresh_disk(stage: &Stage, filesystem: FileSystem, description: &Description) -> Result<Disk, RigError> {
     let path = stage.run().join("image");
     let io = |action| {
         let path = path.clone();
