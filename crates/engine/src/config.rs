@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use baleen_oci::Platform;
 use baleen_registry::{Clock as RetryClock, MonotonicClock};
+use baleen_snapshotter::Intervals as CheckpointIntervals;
 
 /// Everything that an [`Engine`](crate::Engine) is told from outside. It reads no file and no variable by itself.
 #[derive(Debug, Clone)]
@@ -29,6 +30,8 @@ pub struct EngineConfig {
     pub user_agent: String,
     /// What waits between the attempts of a download.
     pub retry_clock: Arc<dyn RetryClock>,
+    /// When a layer that comes is made durable on its way.
+    pub checkpoint_intervals: CheckpointIntervals,
     /// Numbers.
     pub limits: Limits,
 }
@@ -66,6 +69,7 @@ impl EngineConfig {
             certs_dirs: Vec::new(),
             user_agent: concat!("baleen/", env!("CARGO_PKG_VERSION")).to_owned(),
             retry_clock: Arc::new(MonotonicClock),
+            checkpoint_intervals: CheckpointIntervals::default(),
             limits: Limits::default(),
         }
     }

@@ -48,7 +48,11 @@ impl Engine {
             door: Door::new(config.limits.door_threads),
             store,
             registry,
-            downloads: Arc::new(Downloads::new(config.limits.concurrent_downloads_max)),
+            downloads: Arc::new(Downloads::new(
+                config.limits.concurrent_downloads_max,
+                Arc::clone(&config.retry_clock),
+                config.checkpoint_intervals,
+            )),
             events: Events::default(),
             containers: Containers::default(),
             container_prune_turn: Semaphore::new(1),

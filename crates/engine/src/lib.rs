@@ -24,6 +24,7 @@ mod progress;
 mod time;
 
 pub use baleen_registry::Clock as RetryClock;
+pub use baleen_snapshotter::Intervals as CheckpointIntervals;
 pub use config::{EngineConfig, Limits};
 pub use container::{
     AttachRequest, Attachment, AttachmentInput, AttachmentOutput, ContainerConfig, ContainerDetails, ContainerState,

@@ -12,13 +12,16 @@ use std::time::{Duration, Instant};
 
 use baleen_oci::{Descriptor, DiffId, Digest};
 use baleen_registry::{BlobEvent, RepositoryClient};
-use baleen_store::{Durability, LayerFact, LayerKey, Store};
-use tokio::sync::{Semaphore, mpsc, watch};
+use baleen_snapshotter::Pace;
+use baleen_store::{Durability, LayerFact, LayerKey, Partial, Store};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::{self, AbortHandle};
 
-use super::unpack::{self, LayerSource, Piece, UnpackError};
+use super::commit::{Commits, Ready};
+use super::unpack::{self, Checkpointing, LayerSource, Piece, UnpackError};
 use crate::door::ended;
 use crate::error::EngineError;
+use crate::{CheckpointIntervals, RetryClock};
 
 const COUNT_INTERVAL: Duration = Duration::from_millis(100);
 /// Pieces of up to 64 KiB between the network and the extraction, which has a queue of its own.
@@ -28,6 +31,15 @@ const ATTEMPTS_MAX: u32 = 3;
 
 /// How long a failed pull waits for its other threads to clean up.
 const SETTLE_MAX: Duration = Duration::from_secs(5);
+
+/// What a job received.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Received {
+    /// Bytes of the blob that came over the network, those included that came twice.
+    pub(crate) fetched_bytes: u64,
+    /// Bytes that an earlier attempt had received, and that were not fetched again.
+    pub(crate) resumed_bytes: u64,
+}
 
 /// How far a job is.
 #[derive(Debug, Clone)]
@@ -40,8 +52,8 @@ pub(crate) enum Stage {
     Retrying(u64, Arc<str>),
     /// Everything has come and is being verified and made durable.
     Storing,
-    /// Durable. Bytes that this job received.
-    Stored(u64),
+    /// Durable. What this job received.
+    Stored(Received),
     /// Not stored.
     Failed(Arc<EngineError>),
 }
@@ -55,7 +67,7 @@ pub(crate) struct Job {
 
 impl Drop for Job {
     fn drop(&mut self) {
-        // Nobody waits any more. What the thread has unpacked so far goes to the trash.
+        // Nobody waits any more. The thread stops, and what it has unpacked is kept up to its last checkpoint.
         self.task.abort();
     }
 }
@@ -69,21 +81,28 @@ pub(crate) struct Downloads {
     jobs: Mutex<HashMap<JobKey, Weak<Job>>>,
     /// Who unpacks which blob (W2).
     turns: Mutex<HashMap<Digest, Arc<Semaphore>>>,
+    /// When checkpoints are due, by all layers in flight.
+    pace: Arc<Pace>,
+    pub(crate) commits: Arc<Commits>,
 }
 
 impl Downloads {
-    pub(crate) fn new(concurrent_max: usize) -> Self {
+    pub(crate) fn new(concurrent_max: usize, clock: Arc<dyn RetryClock>, intervals: CheckpointIntervals) -> Self {
         let running = Arc::new(Semaphore::new(concurrent_max.max(1)));
-        Self { running, jobs: Mutex::default(), turns: Mutex::default() }
+        let start = Instant::now();
+        let pace = Arc::new(Pace::new(intervals, Box::new(move || start.elapsed())));
+        let commits = Commits::new(clock);
+        Self { running, jobs: Mutex::default(), turns: Mutex::default(), pace, commits }
     }
 
-    /// The job that fetches this layer: the one under way, or a new one.
+    /// The job that fetches this layer: the one under way, or a new one. `cuts` is how often the pull was cut before.
     pub(crate) fn join(
         self: &Arc<Self>,
         store: &Store,
         client: &RepositoryClient,
         descriptor: &Descriptor,
         diff_id: DiffId,
+        cuts: u32,
     ) -> Arc<Job> {
         let key = (descriptor.digest, diff_id);
         let mut jobs = lock(&self.jobs);
@@ -100,6 +119,7 @@ impl Downloads {
             client: client.clone(),
             descriptor: descriptor.clone(),
             diff_id,
+            cuts,
             reports: Arc::new(reports),
         };
         let job = Arc::new(Job { stage, task: tokio::spawn(fetch.run()).abort_handle() });
@@ -136,45 +156,63 @@ struct Fetch {
     client: RepositoryClient,
     descriptor: Descriptor,
     diff_id: DiffId,
+    /// Cuts of the pull before, as far as its record tells.
+    cuts: u32,
     reports: Arc<watch::Sender<Stage>>,
 }
 
 impl Fetch {
     async fn run(self) {
         let last = match self.fetch().await {
-            Ok(bytes) => Stage::Stored(bytes),
+            Ok(received) => Stage::Stored(received),
             Err(error) => Stage::Failed(Arc::new(error)),
         };
         self.reports.send_replace(last);
     }
 
-    async fn fetch(&self) -> Result<u64, EngineError> {
+    async fn fetch(&self) -> Result<Received, EngineError> {
+        let mut in_flight = self.downloads.commits.begin();
         let turn = self.downloads.turn(&self.descriptor.digest);
         let mut turn = turn.acquire_owned().await.map_err(|_| EngineError::ShuttingDown)?;
-        let _running = self.downloads.running.acquire().await.map_err(|_| EngineError::ShuttingDown)?;
-        let mut fetched_bytes = 0;
+        let mut received = Received::default();
+        let mut durability = Durability::Cheapest;
         for attempt in 1.. {
             if self.is_stored().await? {
                 break;
             }
-            let durability = if attempt == 1 { Durability::Cheapest } else { Durability::EachFile };
-            let (pieces, received) = mpsc::channel(PIECES_MAX);
-            let unpacking = self.unpack(durability, received, turn);
-            let fed = self.feed(pieces, &mut fetched_bytes).await;
+            let running = self.downloads.running.acquire().await.map_err(|_| EngineError::ShuttingDown)?;
+            let (pieces, taken) = mpsc::channel(PIECES_MAX);
+            let (begins, offset) = oneshot::channel();
+            let unpacking = self.unpack(begins, taken, turn);
+            let fed = self.feed(offset, pieces, &mut received).await;
             let (unpacked, returned) = unpacking.await.map_err(|error| ended("unpack a layer", &error))?;
+            drop(running);
             turn = returned;
-            match (unpacked, fed) {
-                (Ok(_), _) => break,
-                // Neither an error of the disk nor of the content: the network's.
-                (Err(UnpackError::Abandoned), Err(error)) => return Err(error),
-                (Err(UnpackError::Abandoned), Ok(())) => return Err(EngineError::ShuttingDown),
-                (Err(UnpackError::Again(error)), _) if attempt < ATTEMPTS_MAX => {
-                    tracing::warn!(digest = %self.descriptor.digest, error = error.chain(), "a layer is fetched again");
+            let failure = match unpacked {
+                Ok((partial, fact)) => {
+                    let ready = Ready { partial, fact, durability, turn };
+                    let outcome = self.downloads.commits.hand_in(&self.store, ready, in_flight).await;
+                    let (committed, returned) = outcome.map_err(|_| EngineError::ShuttingDown)?;
+                    let Err(failure) = committed else { break };
+                    (turn, in_flight) = (returned, self.downloads.commits.begin());
+                    failure
                 }
-                (Err(UnpackError::Again(error) | UnpackError::Failed(error)), _) => return Err(error),
+                Err(failure) => failure,
+            };
+            match (failure, fed) {
+                // Neither an error of the disk nor of the content: the network's.
+                (UnpackError::Abandoned, Err(error)) => return Err(error),
+                (UnpackError::Abandoned, Ok(())) => return Err(EngineError::ShuttingDown),
+                (UnpackError::Again(error, how), _) if attempt < ATTEMPTS_MAX => {
+                    tracing::warn!(digest = %self.descriptor.digest, error = error.chain(), "a layer is fetched again");
+                    if how == Durability::EachFile {
+                        durability = how;
+                    }
+                }
+                (UnpackError::Again(error, _) | UnpackError::Failed(error), _) => return Err(error),
             }
         }
-        Ok(fetched_bytes)
+        Ok(received)
     }
 
     /// Whether somebody has stored the layer while this job waited for its turn.
@@ -188,10 +226,10 @@ impl Fetch {
     /// The thread that unpacks; it gives the blob's turn back when it has let go of everything (W2).
     fn unpack<T: Send + 'static>(
         &self,
-        durability: Durability,
+        begins: oneshot::Sender<u64>,
         mut pieces: mpsc::Receiver<Piece>,
         turn: T,
-    ) -> task::JoinHandle<(Result<LayerFact, UnpackError>, T)> {
+    ) -> task::JoinHandle<(Result<(Partial, LayerFact), UnpackError>, T)> {
         let store = self.store.clone();
         let source = LayerSource {
             blob: self.descriptor.digest,
@@ -200,23 +238,33 @@ impl Fetch {
             media_type: Some(self.descriptor.media_type.clone()),
             diff_id: self.diff_id,
         };
+        let checkpointing = Checkpointing { pace: Arc::clone(&self.downloads.pace), cuts: self.cuts };
         task::spawn_blocking(move || {
-            let unpacked = unpack::unpack(&store, &source, durability, &mut pieces);
+            let unpacked = unpack::unpack(&store, &source, Some(&checkpointing), begins, &mut pieces);
             // The feeder learns from this that nobody takes its pieces.
             drop(pieces);
             (unpacked, turn)
         })
     }
 
-    /// Gives the blob to the thread, piece by piece, as fast as it takes them.
-    async fn feed(&self, pieces: mpsc::Sender<Piece>, fetched_bytes: &mut u64) -> Result<(), EngineError> {
+    /// Gives the blob to the thread from the offset that it names on, piece by piece, as fast as it takes them.
+    async fn feed(
+        &self,
+        offset: oneshot::Receiver<u64>,
+        pieces: mpsc::Sender<Piece>,
+        received: &mut Received,
+    ) -> Result<(), EngineError> {
+        let Ok(offset) = offset.await else { return Ok(()) }; // The thread has failed and says why.
         let reports = Arc::clone(&self.reports);
-        let mut blob = self.client.blob(&self.descriptor, 0, move |event| {
+        let mut blob = self.client.blob(&self.descriptor, offset, move |event| {
             if let BlobEvent::Retrying { seconds_left, error, .. } = event {
                 reports.send_replace(Stage::Retrying(seconds_left, error.into()));
             }
         });
-        self.reports.send_replace(Stage::Downloading(0));
+        if offset > 0 {
+            tracing::info!(digest = %self.descriptor.digest, offset, "a cut layer is gone on with");
+        }
+        self.reports.send_replace(Stage::Downloading(offset));
         let mut last_report = Instant::now();
         let outcome = loop {
             match blob.next_chunk().await {
@@ -237,7 +285,9 @@ impl Fetch {
                 Err(error) => break Err(EngineError::Registry(Box::new(error))),
             }
         };
-        *fetched_bytes += blob.fetched_bytes();
+        received.fetched_bytes += blob.fetched_bytes();
+        // If the layer starts over, what was resumed has helped nothing.
+        received.resumed_bytes = offset;
         outcome
     }
 }

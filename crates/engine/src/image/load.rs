@@ -23,7 +23,7 @@ use baleen_snapshotter::extraction::BUFFER_BYTES;
 use baleen_store::{Durability, ImageFact, LayerKey, Lease, Store, StoreError};
 use bytes::Bytes;
 use rustix::fs::{CWD, Mode, OFlags};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task;
 
 use super::LoadRequest;
@@ -432,11 +432,11 @@ impl Loader<'_> {
                 // Collection may run between the layer's transaction and the look-up; then it is stored again.
                 Ok(()) if lease.layer(&key).is_some() => return Ok(()),
                 Ok(()) => {}
-                Err(UnpackError::Again(error)) if durability == Durability::Cheapest => {
+                Err(UnpackError::Again(error, _)) if durability == Durability::Cheapest => {
                     tracing::warn!(digest = %source.blob, error = error.chain(), "a layer is unpacked again");
                 }
                 Err(UnpackError::Abandoned) => return Err(EngineError::ShuttingDown),
-                Err(UnpackError::Again(error) | UnpackError::Failed(error)) => return Err(error),
+                Err(UnpackError::Again(error, _) | UnpackError::Failed(error)) => return Err(error),
             }
         }
         Err(refused(&source.blob.short(), "it was collected twice while it was loaded; try again"))
@@ -452,13 +452,16 @@ impl Loader<'_> {
     ) -> Result<(), UnpackError> {
         let (pieces, mut received) = mpsc::channel(4);
         let short: Arc<str> = source.diff_id.digest().short().into();
-        std::thread::scope(|scope| {
+        let (begins, _at_the_start) = oneshot::channel();
+        let (partial, fact) = std::thread::scope(|scope| {
             scope.spawn(|| self.feed(extent, &short, pieces));
-            let unpacked = unpack::unpack(store, source, durability, &mut received);
+            // An archive is at hand: what a cut pull left of the layer is not worth going on with.
+            let unpacked = unpack::unpack(store, source, None, begins, &mut received);
             // The feeder learns from this that nobody takes its pieces.
             drop(received);
-            unpacked.map(drop)
-        })
+            unpacked
+        })?;
+        unpack::store(store, partial, &fact, durability)
     }
 
     fn feed(&self, extent: Extent, short: &Arc<str>, pieces: mpsc::Sender<Piece>) {

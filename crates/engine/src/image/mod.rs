@@ -1,5 +1,6 @@
-//! Images: what the store holds of them (`lookup`), how they come (`pull`, `download`, `load`, `unpack`) and go (`remove`).
+//! Images: what the store holds of them (`lookup`), how they come (`pull`, `download`, `load`, `unpack`, `commit`) and go (`remove`).
 
+mod commit;
 mod download;
 mod load;
 mod lookup;
@@ -60,6 +61,8 @@ pub struct Pulled {
     pub up_to_date: bool,
     /// Bytes of layers received from the registry by this pull, retries included.
     pub fetched_bytes: u64,
+    /// Bytes of layers that an earlier pull had received before it was cut, and that were not fetched again.
+    pub resumed_bytes: u64,
 }
 
 /// An entry of the image list.

@@ -3,18 +3,18 @@
 //! P1  The tag is resolved to a digest once; everything else is asked for by digest.
 //! P2  `pull begun` is recorded before the first layer is fetched, so that a cut pull keeps the layers it has stored.
 //! P3  `Pull complete` of a layer is told after its record is durable; `Digest` and `Status` after the image's.
-//! P4  Image, tag and the end of the pull are one transaction.
+//! P4  Image, tag and the end of the pull are one transaction, with the layers that came last where that can be.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use baleen_oci::{Descriptor, DiffId, Platform, Reference};
 use baleen_registry::{Credentials, RepositoryClient, ResolvedImage};
-use baleen_store::{ImageFact, LayerKey, Lease, PullFact, PullLayer, Store, StoreError};
+use baleen_store::{LayerKey, Lease, PullFact, PullLayer, Store, StoreError};
 
-use super::download::{Job, Stage};
+use super::commit::{Awaited, stage_image};
+use super::download::{Job, Received, Stage};
 use super::lookup::store_error;
-use super::remove::tag_fact;
 use super::unpack::reserve_bytes;
 use super::{PullRequest, Pulled};
 use crate::engine::Engine;
@@ -28,6 +28,14 @@ struct Wanted {
     key: LayerKey,
     /// First 12 digits of the blob's digest, as progress names it.
     short: Arc<str>,
+}
+
+/// A pull that may begin.
+struct Prepared {
+    lease: Arc<Lease>,
+    missing: Vec<Wanted>,
+    /// Cuts that its record tells of.
+    cuts: u32,
 }
 
 impl Wanted {
@@ -71,31 +79,34 @@ impl Engine {
             progress.send(Progress::Line(line)).await;
         }
         // The lease keeps what the store has until the image's own record does.
-        let (lease, missing) = self.prepare(&resolved, &layers).await?;
-        let fetched_bytes = self.fetch(&client, &lease, &layers, &missing, &progress).await?;
-        let up_to_date = self.store_image(&reference, resolved.clone(), &layers, missing.is_empty()).await?;
+        let Prepared { lease, missing, cuts } = self.prepare(&resolved, &layers).await?;
+        let resolved = Arc::new(resolved);
+        let keys = layers.iter().map(|layer| layer.key.clone()).collect();
+        let image = Awaited::new(names(&reference, &resolved)?, Arc::clone(&resolved), keys, Arc::clone(&lease));
+        let waiting = (!missing.is_empty()).then(|| self.downloads.commits.await_layers(Arc::clone(&image)));
+        let received = self.fetch(&client, &lease, &layers, &missing, cuts, &progress).await?;
+        drop(waiting);
+        let up_to_date = self.store_image(&image, missing.is_empty()).await?;
         drop(lease);
 
+        let Received { fetched_bytes, resumed_bytes } = received;
         let name = reference.familiar();
         progress.send(Progress::Digest(resolved.digest.to_string())).await;
         let status = if up_to_date { "Image is up to date for" } else { "Downloaded newer image for" };
         progress.send(Progress::Status(format!("{status} {name}"))).await;
         self.image_event("pull", &name, &reference.repository().familiar());
-        tracing::info!(reference = name, digest = %resolved.digest, fetched_bytes, seconds = began.elapsed().as_secs_f64(), "pulled");
+        tracing::info!(reference = name, digest = %resolved.digest, fetched_bytes, resumed_bytes, seconds = began.elapsed().as_secs_f64(), "pulled");
         Ok(Pulled {
             image_id: resolved.config.id().to_string(),
             digest: resolved.digest.to_string(),
             up_to_date,
             fetched_bytes,
+            resumed_bytes,
         })
     }
 
     /// Finds out what is missing, whether it fits, and records that the pull has begun (P2).
-    async fn prepare(
-        &self,
-        resolved: &ResolvedImage,
-        layers: &[Wanted],
-    ) -> Result<(Arc<Lease>, Vec<Wanted>), EngineError> {
+    async fn prepare(&self, resolved: &ResolvedImage, layers: &[Wanted]) -> Result<Prepared, EngineError> {
         let (store, layers) = (self.store.clone(), layers.to_vec());
         let manifest = resolved.manifest_document.digest;
         self.door
@@ -107,6 +118,7 @@ impl Engine {
                         missing.push(layer.clone());
                     }
                 }
+                let mut was_cut = false;
                 if !missing.is_empty() {
                     check_space(&store, &missing)?;
                     let layers = layers.iter().map(|layer| PullLayer {
@@ -115,22 +127,23 @@ impl Engine {
                         key: layer.key.clone(),
                     });
                     let pull = PullFact { manifest, layers: layers.collect() };
-                    store.begin_pull(pull).map_err(store_error("begin the pull"))?;
+                    was_cut = store.begin_pull(pull).map_err(store_error("begin the pull"))?;
                 }
-                Ok((Arc::new(lease), missing))
+                Ok(Prepared { lease: Arc::new(lease), missing, cuts: u32::from(was_cut) })
             })
             .await
     }
 
-    /// Fetches the missing layers side by side and tells of all; gives the bytes that were received.
+    /// Fetches the missing layers side by side and tells of all; gives what was received.
     async fn fetch(
         &self,
         client: &RepositoryClient,
         lease: &Arc<Lease>,
         layers: &[Wanted],
         missing: &[Wanted],
+        cuts: u32,
         progress: &ProgressSender,
-    ) -> Result<u64, EngineError> {
+    ) -> Result<Received, EngineError> {
         let is_missing = |layer: &Wanted| missing.iter().any(|other| other.key == layer.key);
         for layer in layers {
             let phase = if is_missing(layer) { LayerPhase::PullingFsLayer } else { LayerPhase::AlreadyExists };
@@ -138,15 +151,18 @@ impl Engine {
         }
         let mut followers = tokio::task::JoinSet::new();
         for layer in missing {
-            let job = self.downloads.join(&self.store, client, &layer.descriptor, layer.key.diff_id);
+            let job = self.downloads.join(&self.store, client, &layer.descriptor, layer.key.diff_id, cuts);
             let (lease, layer, progress) = (Arc::clone(lease), layer.clone(), progress.clone());
             followers.spawn(follow(job, lease, layer, progress));
         }
-        let mut fetched_bytes = 0;
+        let mut all = Received::default();
         while let Some(followed) = followers.join_next().await {
             let outcome = followed.map_err(|error| crate::door::ended("fetch a layer", &error));
             match outcome.and_then(|outcome| outcome) {
-                Ok(bytes) => fetched_bytes += bytes,
+                Ok(received) => {
+                    all.fetched_bytes += received.fetched_bytes;
+                    all.resumed_bytes += received.resumed_bytes;
+                }
                 Err(error) => {
                     // The first failure ends the pull: it lets go of the other jobs, and is told once they have cleaned up.
                     followers.shutdown().await;
@@ -158,21 +174,16 @@ impl Engine {
             }
         }
         // A layer that the image has twice is fetched once.
-        Ok(fetched_bytes)
+        Ok(all)
     }
 
-    /// Records image and names (P4); gives whether everything was so already.
-    async fn store_image(
-        &self,
-        reference: &Reference,
-        resolved: ResolvedImage,
-        layers: &[Wanted],
-        had_layers: bool,
-    ) -> Result<bool, EngineError> {
-        let (store, reference) = (self.store.clone(), reference.clone());
-        let keys: Vec<LayerKey> = layers.iter().map(|layer| layer.key.clone()).collect();
-        let store_all = move || record(&store, &reference, &resolved, &keys, had_layers);
-        self.door.enter("store an image", store_all).await
+    /// Records image and names (P4), unless the last layers brought them along; gives whether everything was so already.
+    async fn store_image(&self, image: &Arc<Awaited>, had_layers: bool) -> Result<bool, EngineError> {
+        if image.is_recorded() {
+            return Ok(false);
+        }
+        let (store, image) = (self.store.clone(), Arc::clone(image));
+        self.door.enter("store an image", move || record(&store, &image, had_layers)).await
     }
 }
 
@@ -226,7 +237,12 @@ fn check_space(store: &Store, missing: &[Wanted]) -> Result<(), EngineError> {
 }
 
 /// Tells of a job until it ends.
-async fn follow(job: Arc<Job>, lease: Arc<Lease>, layer: Wanted, progress: ProgressSender) -> Result<u64, EngineError> {
+async fn follow(
+    job: Arc<Job>,
+    lease: Arc<Lease>,
+    layer: Wanted,
+    progress: ProgressSender,
+) -> Result<Received, EngineError> {
     let mut stage = job.stage.clone();
     let total_bytes = layer.descriptor.size;
     let (mut waited, mut downloaded) = (false, false);
@@ -246,7 +262,7 @@ async fn follow(job: Arc<Job>, lease: Arc<Lease>, layer: Wanted, progress: Progr
                 downloaded = true;
                 tell_downloaded(&layer, &progress).await;
             }
-            Stage::Stored(bytes) => {
+            Stage::Stored(received) => {
                 if !downloaded {
                     tell_downloaded(&layer, &progress).await;
                 }
@@ -258,7 +274,7 @@ async fn follow(job: Arc<Job>, lease: Arc<Lease>, layer: Wanted, progress: Progr
                     return Err(EngineError::conflict(reason));
                 }
                 progress.send(layer.tell(LayerPhase::PullComplete)).await;
-                return Ok(bytes);
+                return Ok(received);
             }
             Stage::Failed(error) => return Err(EngineError::shared(error)),
         }
@@ -276,22 +292,15 @@ async fn tell_downloaded(layer: &Wanted, progress: &ProgressSender) {
     progress.send(layer.tell(LayerPhase::Extracting { current_bytes: total_bytes, total_bytes })).await;
 }
 
-fn record(
-    store: &Store,
-    reference: &Reference,
-    resolved: &ResolvedImage,
-    layers: &[LayerKey],
-    had_layers: bool,
-) -> Result<bool, EngineError> {
-    let image = resolved.config.id();
-    let names = names(reference, resolved)?;
-    let is_named = |name: &Reference| store.tag(&name.to_string()).is_some_and(|tag| tag.image == image);
-    if had_layers && store.image(&image).is_some() && names.iter().all(is_named) {
+fn record(store: &Store, image: &Awaited, had_layers: bool) -> Result<bool, EngineError> {
+    let id = image.resolved.config.id();
+    let is_named = |name: &Reference| store.tag(&name.to_string()).is_some_and(|tag| tag.image == id);
+    if had_layers && store.image(&id).is_some() && image.names.iter().all(is_named) {
         return Ok(true);
     }
     // A barrier that fails drops what is staged, and the same again may do.
-    match commit(store, &names, resolved, layers) {
-        Err(StoreError::StagingDropped) => commit(store, &names, resolved, layers),
+    match commit(store, image) {
+        Err(StoreError::StagingDropped) => commit(store, image),
         other => other,
     }
     .map_err(store_error("store the image"))?;
@@ -310,16 +319,8 @@ fn names(reference: &Reference, resolved: &ResolvedImage) -> Result<Vec<Referenc
     }
 }
 
-fn commit(store: &Store, names: &[Reference], resolved: &ResolvedImage, layers: &[LayerKey]) -> Result<(), StoreError> {
-    let image = resolved.config.id();
-    let manifest = &resolved.manifest_document;
+fn commit(store: &Store, image: &Awaited) -> Result<(), StoreError> {
     let mut txn = store.begin()?;
-    txn.stage_blob(image.digest(), resolved.config.raw())?;
-    txn.stage_blob(&manifest.digest, &manifest.bytes)?;
-    txn.store_image(ImageFact { id: image, manifest: Some(manifest.digest), layers: layers.to_vec() });
-    for name in names {
-        txn.set_tag(tag_fact(name, image))?;
-    }
-    txn.end_pull(&manifest.digest);
+    stage_image(&mut txn, image)?;
     txn.commit()
 }

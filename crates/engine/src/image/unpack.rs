@@ -1,20 +1,26 @@
-//! A layer's bytes into the store: extraction while they arrive, then one transaction that makes the layer durable.
+//! A layer's bytes into the store: extraction while they arrive. `commit` makes it durable.
 //!
-//! U1  A layer is recorded only after the extraction has verified size, digest and diff ID.
-//! U2  What was extracted before an error goes to the trash; nothing of it can be reached.
-//! U3  Once it is durable, its pages leave the cache.
-//! U4  Runs on a thread of its own, since it waits for the network; not behind the door, where it would be in the way.
+//! U1  A layer is handed on only after the extraction has verified size, digest and diff ID.
+//! U2  What was extracted before an error of content or disk goes to the trash. What was extracted before the pieces
+//!     stopped to come is kept up to its last checkpoint, and gone on with by the next attempt, whoever makes it. Neither
+//!     can be reached.
+//! U3  An attempt that went on from a checkpoint and ends wrong is made once more from the start.
+//! U4  Once a layer is durable, its pages leave the cache.
+//! U5  Runs on a thread of its own, since it waits for the network; not behind the door, where it would be in the way.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use baleen_oci::{DiffId, Digest, MediaType};
-use baleen_snapshotter::{Expectation, ExtractError, Extracted, Extraction, Limits};
-use baleen_store::{LayerFact, LayerKey, Store, StoreError};
+use baleen_snapshotter::{CheckpointPolicy, Expectation, ExtractError, Extracted, Extraction, Limits, Pace, Support};
+use baleen_store::{Durability, LayerFact, LayerKey, Partial, Store, StoreError};
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::error::EngineError;
+
+/// See [`known_cuts`]: a checkpoint after 2 MiB, and after 4 seconds of a slow network.
+const UNCOUNTED_CUTS: u32 = 4;
 
 /// What is known of a layer before it comes.
 #[derive(Debug, Clone)]
@@ -37,48 +43,50 @@ pub(crate) enum Piece {
 /// Why a layer could not be stored.
 #[derive(Debug)]
 pub(crate) enum UnpackError {
-    /// The feeder has gone; its own error is the cause.
+    /// The feeder has gone; its own error is the cause. What can be resumed is kept.
     Abandoned,
-    /// The staged files are in doubt after a failed barrier, or space was made since: once more from the start may do.
-    Again(EngineError),
+    /// Once more from the start may do, with files made durable in this way: the staged files are in doubt after a failed
+    /// barrier, space was made since, or what an earlier attempt left did not lead to the right end.
+    Again(EngineError, Durability),
     /// Anything else.
     Failed(EngineError),
 }
 
 impl UnpackError {
-    fn of_store(error: StoreError, layer: &LayerSource) -> Self {
+    fn of_store(error: StoreError, blob: &Digest) -> Self {
         match error {
-            StoreError::StagingDropped => Self::Again(EngineError::part(action(layer), error)),
-            error => Self::Failed(EngineError::part(action(layer), error)),
+            StoreError::StagingDropped => Self::Again(EngineError::part(action(blob), error), Durability::EachFile),
+            error => Self::Failed(EngineError::part(action(blob), error)),
         }
     }
 }
 
-fn action(layer: &LayerSource) -> String {
-    format!("store layer {}", layer.blob.short())
+pub(crate) fn action(blob: &Digest) -> String {
+    format!("store layer {}", blob.short())
 }
 
-/// Extracts a layer from `pieces` and stores it durably. Blocking.
+/// How checkpoints are taken of a layer that comes over a network.
+#[derive(Debug, Clone)]
+pub(crate) struct Checkpointing {
+    /// One for the engine.
+    pub(crate) pace: Arc<Pace>,
+    /// Cuts of the pull that its record tells of.
+    pub(crate) cuts: u32,
+}
+
+/// Extracts a layer from `pieces`, which start at the offset that `begins` is told. Blocking.
+///
+/// With `checkpointing` it goes on from what an earlier attempt left, and leaves what a later one goes on from.
 pub(crate) fn unpack(
     store: &Store,
     layer: &LayerSource,
-    durability: baleen_store::Durability,
+    checkpointing: Option<&Checkpointing>,
+    begins: oneshot::Sender<u64>,
     pieces: &mut mpsc::Receiver<Piece>,
-) -> Result<LayerFact, UnpackError> {
-    let failed = |error| UnpackError::of_store(error, layer);
-    let partial = store.begin_partial(&layer.blob).map_err(failed)?;
-    let tar_bytes_max = room(store).map_err(failed)?;
-    let expected = Expectation {
-        blob: layer.blob_is_known.then_some(layer.blob),
-        size_bytes: layer.size_bytes,
-        media_type: layer.media_type.clone(),
-        diff_id: Some(layer.diff_id),
-        limits: Limits { tar_bytes_max, ..Limits::default() },
-    };
-    let io = |source| UnpackError::Failed(EngineError::Io { action: "open", path: "partial".into(), source });
-    let dir = store.disk().open_dir_in_root(partial.dir(), Path::new(".")).map_err(io)?;
-    let extraction =
-        Extraction::start(Arc::clone(store.disk()), dir, expected).map_err(|error| refused(store, layer, error))?;
+) -> Result<(Partial, LayerFact), UnpackError> {
+    let (partial, extraction, offset) = begin(store, layer, checkpointing)?;
+    // Nobody listens any more: then no pieces come either.
+    let _ = begins.send(offset);
     loop {
         match pieces.blocking_recv() {
             Some(Piece::Bytes(bytes)) => {
@@ -89,21 +97,88 @@ pub(crate) fn unpack(
             Some(Piece::End) => break,
             None => {
                 extraction.abort();
+                partial.keep();
                 return Err(UnpackError::Abandoned);
             }
         }
     }
-    let extracted = extraction.finish().map_err(|error| refused(store, layer, error))?;
-    let fact = fact(layer, &extracted);
+    match extraction.finish() {
+        Ok(extracted) => Ok((partial, fact(layer, &extracted))),
+        Err(error) => Err(refused(store, layer, error, offset > 0)),
+    }
+}
+
+/// Begins with a layer, or goes on with what is left of it; tells from which byte.
+fn begin(
+    store: &Store,
+    layer: &LayerSource,
+    checkpointing: Option<&Checkpointing>,
+) -> Result<(Partial, Extraction, u64), UnpackError> {
+    let failed = |error| UnpackError::of_store(error, &layer.blob);
+    let io = |source| UnpackError::Failed(EngineError::Io { action: "open", path: "partial".into(), source });
+    let room_bytes = room(store).map_err(failed)?;
+    // What an earlier attempt has written already is not free, and is part of what the layer may use.
+    let expected = |written_bytes: u64| Expectation {
+        blob: layer.blob_is_known.then_some(layer.blob),
+        size_bytes: layer.size_bytes,
+        media_type: layer.media_type.clone(),
+        diff_id: Some(layer.diff_id),
+        limits: Limits { tar_bytes_max: room_bytes.saturating_add(written_bytes), ..Limits::default() },
+    };
+    let support = |partial: &Partial| Support {
+        checkpoints: checkpointing.map(|Checkpointing { pace, cuts }| CheckpointPolicy {
+            sink: Box::new(partial.checkpoints()),
+            pace: Arc::clone(pace),
+            cuts: known_cuts(*cuts, partial),
+            beside: true,
+        }),
+        lower: None,
+    };
+    let dir = |partial: &Partial| store.disk().open_dir_in_root(partial.dir(), Path::new(".")).map_err(io);
+    let mut partial = store.begin_partial(&layer.blob).map_err(failed)?;
+    if let Some(checkpoint) = partial.checkpoint() {
+        if checkpointing.is_some() {
+            let (disk, dir, expected) = (Arc::clone(store.disk()), dir(&partial)?, expected(checkpoint.tree_bytes));
+            match Extraction::resume(disk, dir, expected, support(&partial), &checkpoint.state) {
+                Ok((extraction, offset)) => return Ok((partial, extraction, offset)),
+                Err(error) => {
+                    tracing::warn!(digest = %layer.blob, error = %error, "a cut layer cannot be resumed and starts anew");
+                }
+            }
+        }
+        partial = partial.start_over().map_err(failed)?;
+    }
+    let (disk, dir) = (Arc::clone(store.disk()), dir(&partial)?);
+    let extraction = Extraction::start_with(disk, dir, expected(0), support(&partial));
+    let extraction = extraction.map_err(|error| refused(store, layer, error, false))?;
+    Ok((partial, extraction, 0))
+}
+
+/// Cuts to reckon with: a layer that was cut without leaving a checkpoint may have been so many times, uncounted.
+fn known_cuts(cuts_of_pull: u32, partial: &Partial) -> u32 {
+    match (cuts_of_pull, partial.checkpoint()) {
+        (1.., None) => cuts_of_pull.max(UNCOUNTED_CUTS),
+        _ => cuts_of_pull,
+    }
+}
+
+/// Makes one layer durable, in a transaction of its own. Blocking.
+pub(crate) fn store(
+    store: &Store,
+    partial: Partial,
+    fact: &LayerFact,
+    durability: Durability,
+) -> Result<(), UnpackError> {
+    let failed = |error| UnpackError::of_store(error, &fact.blob);
     let mut txn = store.begin_with(durability).map_err(failed)?;
     txn.stage_layer(partial, fact.clone());
     txn.commit().map_err(failed)?;
     leave_the_cache(store, &fact.key);
-    Ok(fact)
+    Ok(())
 }
 
 /// Drops what the extraction left of a durable layer in the page cache, beside the pull: nobody waits for it.
-fn leave_the_cache(store: &Store, key: &LayerKey) {
+pub(crate) fn leave_the_cache(store: &Store, key: &LayerKey) {
     let (store, key) = (store.clone(), key.clone());
     let release = move || {
         // Removed meanwhile, or not to be read: then there is nothing to drop, and who needs the layer will say so.
@@ -129,11 +204,16 @@ pub(crate) fn reserve_bytes(total_bytes: u64) -> u64 {
     (total_bytes / 50).max(64 << 20).min(total_bytes / 8)
 }
 
-fn refused(store: &Store, layer: &LayerSource, error: ExtractError) -> UnpackError {
+fn refused(store: &Store, layer: &LayerSource, error: ExtractError, was_resumed: bool) -> UnpackError {
     let is_full = error.is_disk_full() || matches!(error, ExtractError::TooLarge { .. });
-    let error = EngineError::LayerRefused { layer: layer.blob.short(), source: Box::new(error) };
-    if is_full && store.make_room() {
-        return UnpackError::Again(error);
+    // What it went on from may be to blame, or what the registry had then (U3).
+    let is_doubtful = was_resumed && error.calls_for_a_new_start();
+    let error = match error {
+        ExtractError::Checkpoint { source } if !is_full => return UnpackError::of_store(*source, &layer.blob),
+        error => EngineError::LayerRefused { layer: layer.blob.short(), source: Box::new(error) },
+    };
+    if is_doubtful || (is_full && store.make_room()) {
+        return UnpackError::Again(error, Durability::Cheapest);
     }
     UnpackError::Failed(error)
 }
