@@ -150,6 +150,7 @@ impl Comparison<'_> {
             Ok(metadata) => self.attributes(&metadata, expected.root(), expected, b"", false),
             Err(error) => self.read_error(b"", &error),
         }
+        self.xattrs(&folder, expected.attributes(expected.root()), b"", Some(expected.root()));
         let mut stack = Vec::new();
         self.enter(folder, expected.root(), Vec::new(), false, &mut stack);
         while let Some(directory) = stack.last_mut() {
@@ -187,9 +188,11 @@ impl Comparison<'_> {
 
     /// Mode and owner of the recipe: the tree does not describe it.
     fn recipe_file(&mut self, folder: &Handle, expected: &Expected) {
-        match self.disk.metadata_at(folder, RECIPE_NAME) {
-            Ok(found) => {
+        let opened = self.disk.open_file(folder, RECIPE_NAME, Access::Read);
+        match opened.and_then(|file| Ok((self.disk.metadata(&file)?, file))) {
+            Ok((found, file)) => {
                 let root = expected.attributes(expected.root());
+                self.xattrs(&file, root, RECIPE_NAME, None);
                 if found.mode != RECIPE_MODE {
                     self.add(Code::NodeMode, RECIPE_NAME, modes(found.mode, RECIPE_MODE), None);
                 }
@@ -262,7 +265,7 @@ impl Comparison<'_> {
             _ => {}
         }
         let Some(handle) = handle else { return Ok(None) };
-        self.xattrs(&handle, wanted, path, inode);
+        self.xattrs(&handle, wanted, path, Some(inode));
         if let Some(file) = &wanted.file {
             if first {
                 self.content(&handle, &found, file, path, inode)?;
@@ -319,7 +322,7 @@ impl Comparison<'_> {
         }
     }
 
-    fn xattrs(&mut self, node: &Handle, wanted: &Attributes, path: &[u8], inode: Inode) {
+    fn xattrs(&mut self, node: &Handle, wanted: &Attributes, path: &[u8], inode: Option<Inode>) {
         let found = match self.disk.xattrs(node) {
             Ok(found) => found,
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) && wanted.xattrs.is_empty() => return,
@@ -336,7 +339,7 @@ impl Comparison<'_> {
                 true => format!("has another value in {has}"),
                 false => format!("has the extended attributes {has}, and should have {should}"),
             };
-            self.add(Code::NodeXattrs, path, detail, Some(inode));
+            self.add(Code::NodeXattrs, path, detail, inode);
         }
     }
 
