@@ -16,6 +16,7 @@ use crate::door::{Door, ended};
 use crate::error::EngineError;
 use crate::events::{EventQuery, EventStream, Events};
 use crate::image::{Downloads, store_error};
+use crate::volume::{self, Volumes};
 
 /// A container engine on one store. Cheap to share; every verb takes `&Arc<Engine>`.
 pub struct Engine {
@@ -26,6 +27,7 @@ pub struct Engine {
     pub(crate) downloads: Arc<Downloads>,
     pub(crate) events: Events,
     pub(crate) containers: Containers,
+    pub(crate) volumes: Volumes,
     /// Held by a prune of containers.
     pub(crate) container_prune_turn: Semaphore,
     /// Held by a prune of images.
@@ -55,15 +57,28 @@ impl Engine {
             )),
             events: Events::default(),
             containers: Containers::default(),
+            volumes: Volumes::default(),
             container_prune_turn: Semaphore::new(1),
             prune_turn: Semaphore::new(1),
             trash_turn: Arc::new(Semaphore::new(1)),
             config,
         });
+        engine.open_volumes().await?;
         engine.adopt_all().await?;
         // What the last owner has left in the trash.
         engine.empty_trash_later();
         Ok(engine)
+    }
+
+    /// Reads the descriptions of the volumes, and takes away what a killed engine had mounted for one.
+    async fn open_volumes(self: &Arc<Self>) -> Result<(), EngineError> {
+        let engine = Arc::clone(self);
+        let load = move || {
+            volume::clean_up(&engine.config.exec_root);
+            engine.volumes.load(&engine.store);
+            Ok(())
+        };
+        self.door.enter("look for volumes", load).await
     }
 
     /// Closes the store cleanly; containers and their shims go on. Changes are refused from then on.
@@ -110,6 +125,13 @@ fn open_store(data_root: &Path, exec_root: &Path) -> Result<Store, EngineError> 
     let disk = SystemDisk::open(data_root).map_err(io)?;
     let id = crate::container::random()?;
     let (store, opened) = Store::open(Arc::new(disk), id).map_err(store_error("open the store"))?;
+    if !opened.foreign_volumes.is_empty() {
+        let names = opened.foreign_volumes.join(", ");
+        tracing::warn!(
+            names,
+            "no record names these volumes; they are left alone, and a new volume of that name moves them to quarantine"
+        );
+    }
     if !opened.missing.is_empty() {
         tracing::error!(missing = opened.missing.join(", "), "recorded objects are not on the disk; run `baleen fsck`");
     }

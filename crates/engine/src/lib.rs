@@ -22,6 +22,7 @@ mod image;
 mod info;
 mod progress;
 mod time;
+mod volume;
 
 pub use baleen_registry::Clock as RetryClock;
 pub use baleen_snapshotter::Intervals as CheckpointIntervals;
@@ -42,3 +43,4 @@ pub use image::{
 pub use info::{DiskUsage, EngineInfo};
 pub use progress::{LayerPhase, Progress, ProgressSender, progress_channel};
 pub use time::Timestamp;
+pub use volume::{CreateVolume, PruneVolumes, Volume};

@@ -89,7 +89,7 @@ impl Filters {
     }
 
     /// Whether all labels asked for are there.
-    fn labels_match(&self, labels: Option<&BTreeMap<String, String>>) -> bool {
+    pub(crate) fn labels_match(&self, labels: Option<&BTreeMap<String, String>>) -> bool {
         self.values("label").iter().all(|wanted| {
             let found = |key: &str| labels.and_then(|labels| labels.get(key));
             match wanted.split_once('=') {

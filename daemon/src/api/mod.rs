@@ -17,6 +17,7 @@ mod query;
 mod routes;
 mod system;
 mod version;
+mod volumes;
 
 use std::pin::Pin;
 use std::sync::{Arc, RwLock};

@@ -1,7 +1,7 @@
 //! Which handler answers which path. Names in paths may hold slashes, so routes are told by what stands before and after.
 
 use crate::api::error::ApiError;
-use crate::api::{Answer, Call, containers, create, excluded, images, system};
+use crate::api::{Answer, Call, containers, create, excluded, images, system, volumes};
 use crate::http::Method;
 
 use Method::{Delete, Get, Head, Post, Put};
@@ -26,7 +26,7 @@ pub(crate) async fn dispatch(path: &str, call: Call) -> Answer {
             "images" => image(&path["/images".len()..], call).await,
             "exec" => Err(exec(method, &path["/exec".len()..])),
             "networks" => network(method, &path["/networks".len()..], &call),
-            "volumes" => volume(method, &path["/volumes".len()..]),
+            "volumes" => volume(&path["/volumes".len()..], call).await,
             "plugins" => excluded::plugins(method, &path["/plugins".len()..]),
             "distribution" if method == Get && path.ends_with("/json") => {
                 Err(ApiError::not_implemented("distribution inspect"))
@@ -132,18 +132,15 @@ fn network(method: Method, path: &str, call: &Call) -> Answer {
     }
 }
 
-fn volume(method: Method, path: &str) -> Answer {
-    match (method, path) {
-        (Get, "" | "/") => system::volumes(),
-        (Post, "/create") => Err(ApiError::not_implemented("volume create")),
-        (Post, "/prune") => Ok(system::volume_prune()),
-        // No volume can exist before one can be made.
-        (Get | Delete, path) if path.len() > 1 => {
-            Err(ApiError::new(404, format!("get {}: no such volume", &path[1..])))
-        }
-        (Put, path) if path.len() > 1 => {
-            Err(ApiError::new(503, "volume update only valid for cluster volumes, but swarm is unavailable"))
-        }
+async fn volume(path: &str, call: Call) -> Answer {
+    let name = path.strip_prefix('/').filter(|name| !name.is_empty());
+    match (call.head.method, path, name) {
+        (Get, "" | "/", _) => volumes::list(&call).await,
+        (Post, "/create", _) => volumes::create(call).await,
+        (Post, "/prune", _) => volumes::prune(&call).await,
+        (Get, _, Some(name)) => volumes::inspect(name, &call).await,
+        (Delete, _, Some(name)) => volumes::remove(name, &call).await,
+        (Put, _, Some(_)) => Err(volumes::update()),
         _ => Err(ApiError::page_not_found()),
     }
 }

@@ -6,7 +6,7 @@ use serde_json::json;
 use super::filters::Filters;
 use super::{Answer, ApiError, Call, Query, SERVER_VERSION, version};
 use crate::http::{Method, Reply, chunks};
-use crate::json::{ContainerListItem, EventLine, ImageListItem, Info, Network, Version};
+use crate::json::{ContainerListItem, EventLine, ImageListItem, Info, Network, Version, VolumeShape};
 
 /// `/_ping` (Q3).
 pub(crate) fn ping(method: Method) -> Reply {
@@ -83,6 +83,10 @@ pub(crate) async fn disk_usage(call: &Call) -> Answer {
             call.engine().images().await?.into_iter().map(|summary| ImageListItem::for_usage(summary, call.asked));
         images = Some(items.collect::<Vec<_>>());
     }
+    let mut volumes = None;
+    if wanted("volume") {
+        volumes = Some(call.engine().volumes(true).await?.into_iter().map(VolumeShape::from).collect::<Vec<_>>());
+    }
     if wanted("container") {
         let items =
             call.engine().containers(true).await?.into_iter().map(|details| ContainerListItem::new(details, now));
@@ -94,7 +98,7 @@ pub(crate) async fn disk_usage(call: &Call) -> Answer {
             "LayersSize": layers,
             "Images": images,
             "Containers": containers,
-            "Volumes": wanted("volume").then_some([(); 0]),
+            "Volumes": volumes,
             "BuildCache": wanted("build-cache").then_some([(); 0]),
         }),
     )
@@ -108,16 +112,6 @@ pub(crate) fn build_prune() -> Reply {
 /// `/networks/prune`: the predefined ones cannot be pruned, and there are no others.
 pub(crate) fn network_prune() -> Reply {
     Reply::whole(200, "application/json", "{\"NetworksDeleted\":null}\n")
-}
-
-/// `/volumes/prune`: there are none.
-pub(crate) fn volume_prune() -> Reply {
-    Reply::whole(200, "application/json", "{\"VolumesDeleted\":[],\"SpaceReclaimed\":0}\n")
-}
-
-/// `/volumes`: there are none.
-pub(crate) fn volumes() -> Answer {
-    super::json(200, &json!({ "Volumes": [], "Warnings": null }))
 }
 
 /// `/networks`.

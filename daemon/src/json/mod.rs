@@ -8,6 +8,7 @@ mod image;
 mod info;
 mod network;
 mod progress;
+mod volume;
 
 pub(crate) use container::{ContainerInspect, ContainerListItem};
 pub(crate) use event::EventLine;
@@ -15,3 +16,4 @@ pub(crate) use image::{Deletion, History, ImageInspect, ImageListItem};
 pub(crate) use info::{Info, Version};
 pub(crate) use network::Network;
 pub(crate) use progress::{ProgressRenderer, clean, error_line};
+pub(crate) use volume::VolumeShape;

@@ -140,7 +140,14 @@ impl Engine {
             )));
         }
         let engine = Arc::clone(self);
-        to_its_end("remove a container", async move { engine.remove_by_force(&container).await }).await
+        to_its_end("remove a container", async move {
+            engine.remove_by_force(&container).await?;
+            if how.volumes {
+                engine.remove_anonymous_volumes(&container).await?;
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// Removes containers that do not run; gives their IDs.
@@ -282,6 +289,15 @@ impl Engine {
         self.containers.remove(container.id());
         self.container_event(container, "destroy", &[]);
         container.live().attaching.clear();
+        if container.stored.host_config.auto_remove
+            && let Err(error) = self.remove_anonymous_volumes(container).await
+        {
+            tracing::warn!(
+                container = container.id(),
+                error = error.chain(),
+                "volumes of a removed container are left"
+            );
+        }
         container.wake(true);
         self.empty_trash_later();
         Ok(())

@@ -5,7 +5,8 @@
 use std::sync::Arc;
 
 use baleen_oci::Platform;
-use baleen_store::{ContainerFact, Desired, StoreError};
+use baleen_runtime::spec::check_target;
+use baleen_store::{ContainerFact, Desired, ImageFact, StoreError};
 
 use super::config::{CreateRequest, Created};
 use super::stored::{CONFIG_NAME, StoredContainer};
@@ -15,6 +16,7 @@ use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::events::EventType;
 use crate::image::{self, store_error};
+use crate::volume::{self, Prepared};
 
 /// Made-up names that are tried before giving up.
 const NAME_ATTEMPTS_MAX: u32 = 16;
@@ -47,7 +49,7 @@ impl Engine {
         let CreateRequest { mut config, host_config, .. } = request;
         let run_config = image_config.run_config();
         merge::merge(&mut config, run_config)?;
-        warnings.extend(image_warnings(run_config, &mut config));
+        warnings.extend(image_warnings(&config));
         if !config.stop_signal.is_empty() {
             signal::parse(&config.stop_signal)?;
         }
@@ -59,7 +61,7 @@ impl Engine {
             };
         }
         let command = merge::command(&config);
-        let mounts = spec::mount_points(&host_config)?;
+        let prepared = self.prepare_mounts(&config, &host_config, given_name.as_deref(), &image)?;
         let stored = StoredContainer::new(
             id.clone(),
             image.id,
@@ -68,7 +70,7 @@ impl Engine {
             "linux".to_owned(),
             config,
             host_config,
-            mounts,
+            prepared.points().to_vec(),
         );
         // What the runtime would refuse anyway is refused now, while nothing is stored.
         let etc = super::files::EtcFiles::of(&self.config.exec_root, &id);
@@ -78,8 +80,31 @@ impl Engine {
         drop(lease);
         let attributes = stored.event_attributes(&name);
         self.containers.insert(Container::new(stored, name, Desired::Created));
+        prepared.keep();
         self.events.send(EventType::Container, "create", &id, attributes);
         Ok(Created { id, warnings })
+    }
+
+    /// Makes the volumes that a container is to have, once nothing else speaks against it.
+    fn prepare_mounts(
+        &self,
+        config: &super::ContainerConfig,
+        host: &super::HostConfig,
+        given_name: Option<&str>,
+        image: &ImageFact,
+    ) -> Result<Prepared<'_>, EngineError> {
+        let plan = volume::plan(&self.containers, config, host)?;
+        for planned in &plan {
+            let target = &planned.point.destination;
+            check_target(target).map_err(|error| EngineError::invalid(error.to_string()))?;
+        }
+        let makes_volumes = plan.iter().any(|planned| planned.point.kind == "volume");
+        if let (true, Some(name)) = (makes_volumes, given_name)
+            && let Some(other) = self.store.containers().into_iter().find(|other| other.name == name)
+        {
+            return Err(EngineError::NameInUse { name: other.name, id: other.id });
+        }
+        self.prepare_volumes(plan, image)
     }
 
     /// Commits the container under its name, or under one that is made up and free.
@@ -153,15 +178,8 @@ impl Engine {
 }
 
 /// What an image wants and does not get yet. Its user did not ask for it, so it is told and no error.
-fn image_warnings(image: &baleen_oci::RunConfig, config: &mut super::ContainerConfig) -> Vec<String> {
+fn image_warnings(config: &super::ContainerConfig) -> Vec<String> {
     let mut warnings = Vec::new();
-    let volumes: Vec<&str> = image.volumes.iter().flatten().map(|(path, _)| path.as_str()).collect();
-    if !volumes.is_empty() {
-        let list = volumes.join(", ");
-        warnings.push(format!(
-            "the image declares volumes ({list}): volumes are not implemented yet; their content is part of the container's own layer and is removed with it"
-        ));
-    }
     let probes = config.healthcheck.as_ref().is_some_and(|probe| probe.test.first().is_some_and(|word| word != "NONE"));
     if probes {
         warnings

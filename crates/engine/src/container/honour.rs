@@ -4,6 +4,7 @@ use super::config::{ContainerConfig, CreateRequest};
 use super::host_config::{HostConfig, Mount};
 use super::limits;
 use crate::error::EngineError;
+use crate::volume::parse_bind;
 
 /// Log drivers of Docker's that exist but are not built yet.
 const LOG_DRIVERS_LATER: [&str; 3] = ["local", "journald", "syslog"];
@@ -33,10 +34,8 @@ fn refuse_unbuilt(config: &ContainerConfig, host: &HostConfig) -> Result<(), Eng
     let restarts = !matches!(host.restart_policy.name.as_str(), "" | "no");
     let unbuilt = [
         (probes, "Healthcheck"),
-        (config.volumes.as_ref().is_some_and(|volumes| !volumes.is_empty()), "Volumes"),
         (!config.mac_address.is_empty(), "MacAddress"),
         (restarts, "HostConfig.RestartPolicy"),
-        (some(&host.volumes_from), "HostConfig.VolumesFrom"),
         (some(&host.links), "HostConfig.Links"),
         (!host.cgroup.is_empty(), "HostConfig.Cgroup"),
         (host.storage_opt.as_ref().is_some_and(|options| !options.is_empty()), "HostConfig.StorageOpt"),
@@ -230,7 +229,7 @@ fn check_network(request: &CreateRequest) -> Result<(), EngineError> {
     Ok(())
 }
 
-fn is_default(value: &serde_json::Value) -> bool {
+pub(crate) fn is_default(value: &serde_json::Value) -> bool {
     use serde_json::Value;
     match value {
         Value::Null => true,
@@ -253,7 +252,7 @@ fn check_mounts(host: &HostConfig) -> Result<(), EngineError> {
         }
     };
     for bind in host.binds.iter().flatten() {
-        claim(&Bind::parse(bind)?.target)?;
+        claim(&parse_bind(bind)?.target)?;
     }
     for mount in host.mounts.iter().flatten() {
         check_mount(mount)?;
@@ -286,7 +285,8 @@ fn check_mount(mount: &Mount) -> Result<(), EngineError> {
                 return Err(EngineError::not_implemented("TmpfsOptions.Options"));
             }
         }
-        "volume" | "image" | "cluster" => {
+        "volume" => {}
+        "image" | "cluster" => {
             return Err(EngineError::not_implemented(format!("mount type \"{}\"", mount.kind)));
         }
         unknown => return Err(EngineError::invalid(format!("mount type unknown: \"{unknown}\""))),
@@ -329,57 +329,6 @@ pub(crate) fn clean_target(target: &str) -> Result<String, EngineError> {
         return Err(EngineError::invalid("invalid volume specification: destination can't be '/'"));
     }
     Ok(format!("/{}", parts.join("/")))
-}
-
-/// An entry of `Binds` with a host path.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Bind {
-    pub(crate) source: String,
-    pub(crate) target: String,
-    /// As written, for display.
-    pub(crate) mode: String,
-    pub(crate) readonly: bool,
-    pub(crate) propagation: String,
-}
-
-impl Bind {
-    /// Reads `src:dst[:options]`.
-    pub(crate) fn parse(text: &str) -> Result<Self, EngineError> {
-        let invalid = || EngineError::invalid(format!("invalid volume specification: '{text}'"));
-        let parts: Vec<&str> = text.split(':').collect();
-        let (source, target, mode) = match parts[..] {
-            [source, target] => (source, target, ""),
-            [source, target, mode] => (source, target, mode),
-            [_] => return Err(EngineError::not_implemented("HostConfig.Binds with an anonymous volume")),
-            _ => return Err(invalid()),
-        };
-        if source.is_empty() || target.is_empty() {
-            return Err(invalid());
-        }
-        if !source.starts_with('/') {
-            return Err(EngineError::not_implemented(format!("HostConfig.Binds with a volume (\"{source}\")")));
-        }
-        let mut bind = Self {
-            source: source.to_owned(),
-            target: clean_target(target)?,
-            mode: mode.to_owned(),
-            readonly: false,
-            propagation: "rprivate".to_owned(),
-        };
-        for word in mode.split(',').filter(|word| !word.is_empty()) {
-            match word {
-                "ro" => bind.readonly = true,
-                "rw" | "nocopy" | "consistent" | "cached" | "delegated" => {}
-                // Relabelling does nothing without SELinux, as in Docker.
-                "z" | "Z" => {}
-                "shared" | "slave" | "private" | "rshared" | "rslave" | "rprivate" => {
-                    bind.propagation = word.to_owned()
-                }
-                _ => return Err(EngineError::invalid(format!("invalid mode: {mode}"))),
-            }
-        }
-        Ok(bind)
-    }
 }
 
 fn warnings(host: &HostConfig) -> Vec<String> {
@@ -447,7 +396,7 @@ mod tests {
     #[test]
     fn what_is_not_built_is_refused_by_its_name() {
         type Change = fn(&mut CreateRequest);
-        let cases: [(Change, &str); 8] = [
+        let cases: [(Change, &str); 7] = [
             (|request| request.host_config.network_mode.clear(), "network mode \"bridge\""),
             (|request| request.host_config.network_mode = "mynet".to_owned(), "network mode \"mynet\""),
             (|request| request.host_config.init = Some(true), "HostConfig.Init"),
@@ -459,10 +408,6 @@ mod tests {
                 "HostConfig.RestartPolicy",
             ),
             (|request| request.host_config.links = Some(vec!["a:b".to_owned()]), "HostConfig.Links"),
-            (
-                |request| request.host_config.binds = Some(vec!["data:/data".to_owned()]),
-                "HostConfig.Binds with a volume (\"data\")",
-            ),
             (|request| request.host_config.pid_mode = "container:x".to_owned(), "HostConfig.PidMode \"container:x\""),
             (
                 |request| {
@@ -521,16 +466,6 @@ mod tests {
             let error = request(change).unwrap_err();
             assert_eq!(error.to_string(), text);
             assert!(matches!(error, EngineError::InvalidParameter { .. }));
-        }
-    }
-
-    #[test]
-    fn binds_are_read_with_their_options() {
-        let bind = Bind::parse("/src:/dst:ro,rslave,z").unwrap();
-        assert!(bind.readonly);
-        assert_eq!((bind.target.as_str(), bind.propagation.as_str()), ("/dst", "rslave"));
-        for text in ["/a:b", ":/b", "/a:", "/a:/b:maybe", "/a:/b:ro:x"] {
-            assert!(matches!(Bind::parse(text), Err(EngineError::InvalidParameter { .. })), "{text}");
         }
     }
 

@@ -83,6 +83,11 @@ impl Engine {
     }
 }
 
+/// Bytes of the files below a path of ours.
+pub(crate) fn tree_bytes_at(path: &std::path::Path) -> u64 {
+    open_dir(CWD, path).map_or(0, |dir| tree_bytes(&dir, DEPTH_MAX))
+}
+
 /// Sums the sizes of regular files. The tree belongs to the container, which may change it meanwhile: everything is
 /// looked at from a held descriptor without following a link (threats T1), and what vanishes counts nothing.
 fn tree_bytes(dir: &OwnedFd, depth: usize) -> u64 {

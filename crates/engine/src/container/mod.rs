@@ -23,8 +23,10 @@ mod streams;
 mod table;
 mod view;
 
+pub(crate) use honour::{clean_target, is_default, option};
+pub(crate) use inspect::tree_bytes_at;
 pub(crate) use name::random;
-pub(crate) use table::Containers;
+pub(crate) use table::{Container, Containers};
 
 pub use config::{ContainerConfig, CreateRequest, Created, HealthConfig};
 pub use host_config::{DeviceMapping, HostConfig, LogConfig, Mount, PortBinding, RestartPolicy, Ulimit};

@@ -58,6 +58,7 @@ impl Engine {
         let started = self.door.enter("start a container", move || engine.run(&starting)).await;
         match started {
             Ok(shim) => {
+                self.mount_events(container, "mount");
                 self.container_event(container, "start", &[]);
                 self.watch(container, shim);
                 Ok(())
@@ -239,6 +240,7 @@ impl Engine {
         }
         let extra = [("exitCode", exit_code.to_string()), ("execDuration", seconds.to_string())];
         self.container_event(container, "die", &extra);
+        self.mount_events(container, "unmount");
         container.wake(false);
         drop(turn);
         if container.stored.host_config.auto_remove
@@ -277,7 +279,7 @@ impl Engine {
     fn find_all(&self) -> Vec<(Arc<Container>, Option<Shim>)> {
         let mut found = Vec::new();
         for fact in self.store.containers() {
-            let stored = match StoredContainer::load(&self.store, &fact.id) {
+            let mut stored = match StoredContainer::load(&self.store, &fact.id) {
                 Ok(stored) => stored,
                 Err(error) => {
                     // One that cannot be read must not keep the others from being served.
@@ -289,6 +291,7 @@ impl Engine {
                     continue;
                 }
             };
+            self.place_volumes(&mut stored.mounts);
             let container = self.containers.insert(Container::new(stored, fact.name, fact.desired));
             let shim = self.find_shim(&container);
             if shim.is_none()

@@ -7,12 +7,12 @@ use baleen_runtime::spec::{
 };
 
 use super::files::EtcFiles;
-use super::honour::{self, Bind, SecurityOption, clean_target};
+use super::honour::{self, SecurityOption, clean_target};
 use super::host_config::{HostConfig, Mount};
 use super::merge;
 use super::stored::StoredContainer;
-use super::view::MountPoint;
 use crate::error::EngineError;
+use crate::volume::parse_bind;
 
 /// Whether missing sources of binds are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +49,7 @@ pub(crate) fn container_spec(
         cap_drop: host.cap_drop.clone().unwrap_or_default(),
         masked_paths: host.masked_paths.clone(),
         readonly_paths: host.readonly_paths.clone(),
-        mounts: mounts(host, etc, sources)?,
+        mounts: mounts(stored, etc, sources)?,
         devices: devices(host),
         device_cgroup_rules: host.device_cgroup_rules.clone().unwrap_or_default(),
         resources: resources(host),
@@ -139,18 +139,36 @@ fn resources(host: &HostConfig) -> Resources {
     }
 }
 
-/// Binds and tmpfs of the request, and the three files of ours that it does not cover.
-fn mounts(host: &HostConfig, etc: &EtcFiles, sources: Sources) -> Result<Vec<MountSpec>, EngineError> {
+/// Binds, volumes and tmpfs, and the three files of ours that they do not cover.
+fn mounts(stored: &StoredContainer, etc: &EtcFiles, sources: Sources) -> Result<Vec<MountSpec>, EngineError> {
+    let host = &stored.host_config;
     let mut mounts = Vec::new();
-    for bind in host.binds.iter().flatten() {
-        let bind = Bind::parse(bind)?;
-        if sources == Sources::Make {
-            make_source(Path::new(&bind.source))?;
+    for point in &stored.mounts {
+        let typed = host.mounts.iter().flatten().find(|mount| {
+            mount.kind == point.kind && clean_target(&mount.target).is_ok_and(|target| target == point.destination)
+        });
+        match (point.kind.as_str(), typed) {
+            ("volume", _) => {
+                mounts.push(bind_mount(
+                    point.source.clone(),
+                    point.destination.clone(),
+                    !point.writable,
+                    String::new(),
+                    false,
+                ));
+            }
+            (_, Some(mount)) => mounts.push(typed_mount(mount, sources)?),
+            ("bind", None) => {
+                let named = |bind: &String| parse_bind(bind).is_ok_and(|bind| bind.target == point.destination);
+                // What another container has brought along is not made: it was there.
+                if sources == Sources::Make && host.binds.iter().flatten().any(named) {
+                    make_source(Path::new(&point.source))?;
+                }
+                let (source, target) = (point.source.clone(), point.destination.clone());
+                mounts.push(bind_mount(source, target, !point.writable, point.propagation.clone(), false));
+            }
+            _ => {}
         }
-        mounts.push(bind_mount(bind.source, bind.target, bind.readonly, bind.propagation, false));
-    }
-    for mount in host.mounts.iter().flatten() {
-        mounts.push(typed_mount(mount, sources)?);
     }
     for (target, options) in host.tmpfs.iter().flatten() {
         let kind = MountKind::Tmpfs { options: options.clone() };
@@ -212,39 +230,4 @@ fn make_source(path: &Path) -> Result<(), EngineError> {
         return Ok(());
     }
     std::fs::create_dir_all(path).map_err(|source| EngineError::Io { action: "create", path: path.to_owned(), source })
-}
-
-/// What inspect shows under `Mounts`.
-pub(crate) fn mount_points(host: &HostConfig) -> Result<Vec<MountPoint>, EngineError> {
-    let mut points = Vec::new();
-    for bind in host.binds.iter().flatten() {
-        let bind = Bind::parse(bind)?;
-        points.push(MountPoint {
-            kind: "bind".to_owned(),
-            name: None,
-            source: bind.source,
-            destination: bind.target,
-            driver: None,
-            mode: bind.mode,
-            writable: !bind.readonly,
-            propagation: bind.propagation,
-        });
-    }
-    for mount in host.mounts.iter().flatten() {
-        let propagation = honour::option(&mount.bind_options, "Propagation").and_then(serde_json::Value::as_str);
-        points.push(MountPoint {
-            kind: mount.kind.clone(),
-            name: None,
-            source: mount.source.clone(),
-            destination: clean_target(&mount.target)?,
-            driver: None,
-            mode: String::new(),
-            writable: !mount.read_only,
-            propagation: match (mount.kind.as_str(), propagation) {
-                ("bind", None | Some("")) => "rprivate".to_owned(),
-                (_, propagation) => propagation.unwrap_or_default().to_owned(),
-            },
-        });
-    }
-    Ok(points)
 }

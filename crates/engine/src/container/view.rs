@@ -140,4 +140,7 @@ pub struct MountPoint {
     pub writable: bool,
     /// `rprivate` and the like.
     pub propagation: String,
+    /// A volume that was made for this container and that nobody named: it may go with the container.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub anonymous: bool,
 }
