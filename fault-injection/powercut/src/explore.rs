@@ -23,7 +23,7 @@ pub struct Plan {
     pub boundaries_only: bool,
     /// States of 512-byte tears too: more than a disk with sectors of 4096 bytes can do, so they are told apart.
     pub torn512: bool,
-    /// Judge at most so many states that had not been judged before.
+    /// Judge at most so many states that had not been judged before, those of second cuts not counted.
     pub states_max: u64,
     /// Begin no further state after this.
     pub budget: Option<Duration>,
@@ -84,10 +84,13 @@ pub fn explore(
     on_stage(|stage| {
         let begun = Instant::now();
         let judge = Judge::new(stage, recording)?;
-        let mut course = Course { plan, begun, judged, each, summary: Summary::default(), epochs: HashSet::new() };
+        let states_max = plan.states_max;
+        let summary = Summary::default();
+        let mut course = Course { plan, states_max, begun, judged, each, summary, epochs: HashSet::new() };
         let first = course.states(recording, &judge, None, 0, workload)?;
         drop(judge);
-        // Recoveries are cut last: each needs a recording of its own.
+        // Recoveries are cut last: each needs a recording of its own. Their states come on top.
+        course.states_max = u64::MAX;
         let mut random = Random::new(plan.seed);
         let mut candidates = first;
         while course.summary.second_cuts < plan.second_cuts && !candidates.is_empty() && course.goes_on() {
@@ -124,6 +127,7 @@ pub fn judge(recording: &Recording, workload: &mut dyn Workload, state: State) -
 /// An exploration under way.
 struct Course<'a> {
     plan: &'a Plan,
+    states_max: u64,
     begun: Instant,
     judged: &'a mut Judged,
     each: &'a mut (dyn FnMut(&Verdict) + Send),
@@ -133,7 +137,7 @@ struct Course<'a> {
 
 impl Course<'_> {
     fn goes_on(&self) -> bool {
-        self.summary.judged < self.plan.states_max
+        self.summary.judged < self.states_max
             && self.summary.convicted < self.plan.convictions_max
             && self.plan.budget.is_none_or(|budget| self.begun.elapsed() < budget)
     }

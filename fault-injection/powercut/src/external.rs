@@ -7,6 +7,7 @@ use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use crate::workload::{Broken, History, Mark, Marks, Place, Workload, WorkloadError};
@@ -35,7 +36,7 @@ enum Say {
     Note(String),
     Broken(Broken),
     Failed(String),
-    Done(()),
+    Done(IgnoredAny),
 }
 
 /// A program as a workload.
@@ -82,7 +83,7 @@ impl External {
                     broken.push(found);
                     continue;
                 }
-                (Say::Done(()), _) => return Ok(broken),
+                (Say::Done(IgnoredAny), _) => return Ok(broken),
                 (Say::Failed(why), _) => return Err(WorkloadError::failed("do what was asked", why)),
                 (other, _) => {
                     let what = format!("{other:?} has no place here");

@@ -28,6 +28,7 @@ mod record;
 mod report;
 mod results;
 mod rig;
+mod runs;
 mod stage;
 mod state;
 #[expect(unsafe_code, reason = "loop devices, the place of a file on its disk, a mount namespace")]
@@ -44,5 +45,6 @@ pub use record::{Description, RecordError, Recording};
 pub use report::{Report, ReportError, Section};
 pub use results::{Results, ResultsError, Totals};
 pub use rig::{RecordOptions, RigError, Verdict, record, record_on};
+pub use runs::{Run, RunError, judge_the_judge, reap, workload as workload_by_name, workload_names};
 pub use state::{KeptSet, Kind, NotAState, State};
 pub use toys::Toy;

@@ -22,6 +22,7 @@ use std::path::Path;
 
 use baleen_fault_injection::Random;
 
+use crate::filesystem::FileSystem;
 use crate::workload::{Broken, History, Marks, Place, Workload, WorkloadError};
 
 /// Steps of a run.
@@ -95,6 +96,11 @@ impl Toy {
             Toy::CarefulTree => "careful-tree",
             Toy::OrderedLog => "ordered-log",
         }
+    }
+
+    /// Whether its mistake can show on a file system: one that never overwrites data forgives one mistake.
+    pub fn shows_on(self, filesystem: FileSystem) -> bool {
+        !(self == Toy::OverwriteInPlace && filesystem == FileSystem::Btrfs)
     }
 
     /// The toy of a name.

@@ -1,0 +1,357 @@
+//! The commands: what each takes, and what it prints.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use baleen_powercut::{
+    FileSystem, Plan, RecordOptions, Recording, Report, Results, Run, State, Totals, Verdict, explore, image_of, judge,
+    judge_the_judge, reap, record, record_on, replay, workload_by_name, workload_names,
+};
+
+const HELP: &str = "\
+Usage: baleen-powercut COMMAND
+
+Records what a program writes to a disk, and judges it in every state that a power cut could have left.
+Needs root, FUSE and loop devices. docs/powercut.md says what it shows and what it does not.
+
+Commands:
+  run        Record and explore workloads; results are kept by commit, and the next run goes on
+               --fs ext4,xfs,btrfs   --workload NAME,NAME...   --folder DIR   --commit NAME   --states N   --seconds S
+               --second N   --size MIB   --seed N   --torn512   --no-toys   --program PROGRAM
+  record     Run one workload and keep the recording
+               --workload NAME   --out FILE   [--fs FS] [--size MIB] [--sector 512|4096] [--commit NAME]
+               [--from RECORDING --on STATE]   goes on from a state: a chain of cuts is one recording
+               [-- PROGRAM ARGUMENT...]        the engine's program; of --workload external, the program
+  explore    Judge states of a recording
+               RECORDING   --workload NAME   [--results FILE] [--states N] [--seconds S] [--second N] [--seed N]
+               [--boundaries] [--torn512] [-- PROGRAM...]
+  judge      Judge one state
+               RECORDING STATE   --workload NAME   [-- PROGRAM...]
+  replay     Mount one state where it was recorded, and run a program there (a shell)
+               RECORDING STATE   [--image FILE] [-- PROGRAM...]
+  report     What came of a run
+               DIR   [--json] [--html FILE]
+  toys       Judge the judge: wrong writers must be convicted, right ones never
+               [--fs FS] [--states N]
+  workloads  List the workloads
+
+A state is EPOCH:KIND:SEED, for instance 17:subset:3; kinds are none, all, prefix, subset, torn and torn512.
+Exit code: 0 no promise is broken, 1 one is, 2 the rig could not work.
+";
+
+/// What was given on the command line.
+#[derive(Debug, Default)]
+struct Words {
+    plain: Vec<String>,
+    options: BTreeMap<String, String>,
+    /// What follows `--`.
+    program: Vec<String>,
+}
+
+/// Options without a value.
+const SWITCHES: [&str; 4] = ["boundaries", "torn512", "json", "no-toys"];
+
+impl Words {
+    fn parse(arguments: &[String], known: &[&str]) -> Result<Words> {
+        let mut words = Words::default();
+        let mut rest = arguments.iter();
+        while let Some(word) = rest.next() {
+            if word == "--" {
+                words.program = rest.cloned().collect();
+                break;
+            }
+            let Some(option) = word.strip_prefix("--") else {
+                words.plain.push(word.clone());
+                continue;
+            };
+            let (name, value) = match option.split_once('=') {
+                Some((name, value)) => (name, Some(value.to_owned())),
+                None => (option, None),
+            };
+            if !known.contains(&name) {
+                bail!("unknown option --{name}; `baleen-powercut --help` lists them");
+            }
+            let value = match value {
+                Some(value) => value,
+                None if SWITCHES.contains(&name) => String::new(),
+                None => rest.next().with_context(|| format!("option --{name} needs a value"))?.clone(),
+            };
+            words.options.insert(name.to_owned(), value);
+        }
+        Ok(words)
+    }
+
+    fn text(&self, name: &str) -> Option<&str> {
+        self.options.get(name).map(String::as_str)
+    }
+
+    fn is_set(&self, name: &str) -> bool {
+        self.options.contains_key(name)
+    }
+
+    fn number(&self, name: &str) -> Result<Option<u64>> {
+        let parse = |text: &String| text.parse().with_context(|| format!("--{name} takes a number, not {text:?}"));
+        self.options.get(name).map(parse).transpose()
+    }
+
+    fn needed(&self, name: &str) -> Result<&str> {
+        self.text(name).with_context(|| format!("option --{name} is missing"))
+    }
+
+    fn plain(&self, at: usize, what: &str) -> Result<&str> {
+        self.plain.get(at).map(String::as_str).with_context(|| format!("{what} is missing"))
+    }
+
+    fn filesystems(&self) -> Result<Vec<FileSystem>> {
+        self.text("fs").unwrap_or("ext4").split(',').map(|name| Ok(name.parse()?)).collect()
+    }
+
+    fn size_bytes(&self) -> Result<Option<u64>> {
+        Ok(self.number("size")?.map(|mebibytes| mebibytes << 20))
+    }
+
+    fn plan(&self) -> Result<Plan> {
+        Ok(Plan {
+            boundaries_only: self.is_set("boundaries"),
+            torn512: self.is_set("torn512"),
+            states_max: self.number("states")?.unwrap_or(if self.is_set("boundaries") { u64::MAX } else { 1000 }),
+            budget: self.number("seconds")?.map(Duration::from_secs),
+            seed: self.number("seed")?.unwrap_or(1),
+            second_cuts: self.number("second")?.unwrap_or(0),
+            ..Plan::default()
+        })
+    }
+}
+
+/// Runs the command that the arguments name.
+///
+/// # Errors
+/// Whatever kept it from being done, with a whole chain of causes.
+pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
+    let (command, rest) = match arguments.split_first() {
+        Some((command, rest)) => (command.as_str(), rest),
+        None => ("help", arguments),
+    };
+    let words = |known: &[&str]| Words::parse(rest, known);
+    if !matches!(command, "help" | "--help" | "-h" | "workloads" | "report") {
+        reap();
+    }
+    match command {
+        "run" => run_all(&words(&[
+            "fs", "workload", "folder", "commit", "states", "seconds", "second", "size", "seed", "torn512", "no-toys",
+            "program",
+        ])?),
+        "record" => record_one(&words(&["workload", "out", "fs", "size", "sector", "commit", "from", "on"])?),
+        "explore" => explore_one(&words(&[
+            "workload",
+            "results",
+            "states",
+            "seconds",
+            "second",
+            "seed",
+            "boundaries",
+            "torn512",
+        ])?),
+        "judge" => judge_one(&words(&["workload"])?),
+        "replay" => replay_one(&words(&["image"])?),
+        "report" => report(&words(&["json", "html"])?),
+        "toys" => toys(&words(&["fs", "states"])?),
+        "workloads" => {
+            workload_names().iter().for_each(|name| println!("{name}"));
+            Ok(ExitCode::SUCCESS)
+        }
+        "help" | "--help" | "-h" => {
+            print!("{HELP}");
+            Ok(ExitCode::SUCCESS)
+        }
+        other => bail!("unknown command {other:?}; `baleen-powercut --help` lists the commands"),
+    }
+}
+
+fn verdict_code(convicted: u64) -> ExitCode {
+    if convicted == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// One line a conviction, as they come.
+fn tell(workload: &str, verdict: &Verdict) {
+    for broken in &verdict.broken {
+        let after = verdict.after.as_ref().map(|state| format!(" of the recovery from {state}")).unwrap_or_default();
+        println!("{workload}: state {}{after}: {broken}", verdict.state);
+    }
+}
+
+fn run_all(words: &Words) -> Result<ExitCode> {
+    let begun = Instant::now();
+    let run = Run {
+        folder: words.text("folder").unwrap_or("powercut-results").into(),
+        commit: words.text("commit").map_or_else(commit_here, str::to_owned),
+        filesystems: words.filesystems()?,
+        size_bytes: words.size_bytes()?,
+        states: words.number("states")?.unwrap_or(200),
+        second_cuts: words.number("second")?.unwrap_or(0),
+        budget: words.number("seconds")?.map(Duration::from_secs),
+        seed: words.number("seed")?.unwrap_or(1),
+        torn512: words.is_set("torn512"),
+    };
+    let names = chosen(words.text("workload").unwrap_or("toy"));
+    let program: Vec<String> = words.text("program").map(str::to_owned).into_iter().collect();
+    let mut convicted = 0;
+    for filesystem in &run.filesystems {
+        if !words.is_set("no-toys") {
+            toys_on(*filesystem, 30)?;
+        }
+        for name in &names {
+            let mut workload = workload_by_name(name, &program)?;
+            let totals = run.one(*filesystem, workload.as_mut(), begun, &mut |verdict| tell(name, verdict))?;
+            print_totals(name, *filesystem, &totals);
+            // Wrong toys are meant to be convicted.
+            convicted += if is_wrong_toy(name) { 0 } else { totals.convicted };
+        }
+    }
+    Ok(verdict_code(convicted))
+}
+
+fn is_wrong_toy(name: &str) -> bool {
+    baleen_powercut::Toy::WRONG.iter().any(|toy| name == format!("toy/{}", toy.word()))
+}
+
+/// The workloads of a list: names, or the first parts of names (`toy`, `baleen`, `docker`).
+fn chosen(list: &str) -> Vec<String> {
+    let all = workload_names();
+    let of = |word: &str| -> Vec<String> {
+        let family: Vec<String> = all.iter().filter(|name| name.starts_with(&format!("{word}/"))).cloned().collect();
+        if family.is_empty() { vec![word.to_owned()] } else { family }
+    };
+    list.split(',').flat_map(of).collect()
+}
+
+fn print_totals(name: &str, filesystem: FileSystem, totals: &Totals) {
+    let kinds: Vec<String> = totals.by_kind.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+    let milliseconds = totals.milliseconds.checked_div(totals.states).unwrap_or(0);
+    println!(
+        "{name} on {filesystem}: {} states in {} epochs ({}; {} second cuts), {} broken, {milliseconds} ms a state",
+        totals.states,
+        totals.epochs,
+        kinds.join(", "),
+        totals.second_cuts,
+        totals.convicted,
+    );
+}
+
+/// The commit of the tree that one stands in, if it is one.
+fn commit_here() -> String {
+    let output = Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).output();
+    let text = output.ok().filter(|output| output.status.success()).map(|output| output.stdout);
+    text.map(|text| String::from_utf8_lossy(&text).trim().to_owned()).unwrap_or_default()
+}
+
+fn record_one(words: &Words) -> Result<ExitCode> {
+    let out = Path::new(words.needed("out")?);
+    let mut workload = workload_by_name(words.needed("workload")?, &words.program)?;
+    let recording = match words.text("from") {
+        Some(before) => {
+            let before = Recording::open(Path::new(before))?;
+            let state: State = words.needed("on")?.parse()?;
+            record_on(&before, state, workload.as_mut(), out, 3)?
+        }
+        None => {
+            let [filesystem] = words.filesystems()?[..] else { bail!("a recording has one file system") };
+            let mut options = RecordOptions::new(filesystem);
+            options.size_bytes = words.size_bytes()?;
+            options.sector_bytes = match words.number("sector")? {
+                None | Some(4096) => 4096,
+                Some(512) => 512,
+                Some(other) => bail!("sectors have 512 or 4096 bytes, not {other}"),
+            };
+            options.commit = words.text("commit").map_or_else(commit_here, str::to_owned);
+            record(&options, workload.as_mut(), out)?
+        }
+    };
+    let (writes, bytes) = recording.written();
+    let (epochs, name) = (recording.epoch_count(), recording.identity());
+    println!("{}: {writes} writes of {} KiB in {epochs} epochs, {name}", out.display(), bytes / 1024);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn explore_one(words: &Words) -> Result<ExitCode> {
+    let path = PathBuf::from(words.plain(0, "RECORDING")?);
+    let recording = Recording::open(&path)?;
+    let name = words.text("workload").unwrap_or(&recording.description.workload).to_owned();
+    let mut workload = workload_by_name(&name, &words.program)?;
+    let results = words.text("results").map_or_else(|| path.with_extension("jsonl"), PathBuf::from);
+    let mut results = Results::open(&results)?;
+    let mut judged = results.judged(recording.identity());
+    let mut lost = None;
+    let mut keep = |verdict: &Verdict| {
+        tell(&name, verdict);
+        if let Err(error) = results.keep(verdict) {
+            lost = Some(error);
+        }
+    };
+    explore(&recording, workload.as_mut(), &words.plan()?, &mut judged, &mut keep)?;
+    if let Some(error) = lost {
+        return Err(error.into());
+    }
+    let totals = Totals::of(results.verdicts());
+    print_totals(&name, recording.description.filesystem.parse()?, &totals);
+    Ok(verdict_code(totals.convicted))
+}
+
+fn judge_one(words: &Words) -> Result<ExitCode> {
+    let recording = Recording::open(Path::new(words.plain(0, "RECORDING")?))?;
+    let name = words.text("workload").unwrap_or(&recording.description.workload).to_owned();
+    let mut workload = workload_by_name(&name, &words.program)?;
+    let verdict = judge(&recording, workload.as_mut(), words.plain(1, "STATE")?.parse()?)?;
+    println!("{}", serde_json::to_string_pretty(&verdict)?);
+    Ok(verdict_code(u64::from(!verdict.broken.is_empty())))
+}
+
+fn replay_one(words: &Words) -> Result<ExitCode> {
+    let recording = Recording::open(Path::new(words.plain(0, "RECORDING")?))?;
+    let state: State = words.plain(1, "STATE")?.parse()?;
+    if let Some(out) = words.text("image") {
+        image_of(&recording, state, Path::new(out))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let shell = std::env::var("SHELL").unwrap_or_else(|_| "/bin/sh".to_owned());
+    let mut program = words.program.clone();
+    if program.is_empty() {
+        program.push(shell);
+    }
+    let status = replay(&recording, state, |path| {
+        eprintln!("state {state} is mounted at {} for this program alone; it is gone with it", path.display());
+        Command::new(&program[0]).args(&program[1..]).current_dir("/").status()
+    })?;
+    let status = status.with_context(|| format!("cannot run {}", program[0]))?;
+    Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(2)))
+}
+
+fn report(words: &Words) -> Result<ExitCode> {
+    let report = Report::of(Path::new(words.plain(0, "DIR")?))?;
+    match words.text("html") {
+        Some(out) => std::fs::write(out, report.html()).with_context(|| format!("cannot write {out}"))?,
+        None if words.is_set("json") => println!("{}", report.json()?),
+        None => print!("{}", report.text()),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn toys(words: &Words) -> Result<ExitCode> {
+    let states = words.number("states")?.unwrap_or(60);
+    for filesystem in words.filesystems()? {
+        toys_on(filesystem, states)?;
+        println!("{filesystem}: every wrong toy is convicted, no right one is");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn toys_on(filesystem: FileSystem, states: u64) -> Result<()> {
+    let findings = judge_the_judge(filesystem, states)?;
+    if findings.is_empty() {
+        return Ok(());
+    }
+    Err(baleen_powercut::RunError::JudgeIsWrong { filesystem, findings }.into())
+}
