@@ -1,4 +1,5 @@
-//! The one binary: `baleen daemon`, `baleen shim`, and the daemon under the name `dockerd`.
+//! The one binary: `baleen daemon`, `baleen shim`, `baleen fsck`, the daemon under the name `dockerd`, and else the client, also
+//! under the name `docker`.
 //!
 //! C1  A shim's entry is taken before anything else happens: no thread, no allocation of ours, no argument parser (R1 of
 //!     the runtime).
@@ -7,28 +8,12 @@
 #![forbid(unsafe_code)]
 
 use std::error::Error;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::ExitCode;
 
+mod client;
 mod fsck;
-
-const HELP: &str = "\
-Usage: baleen COMMAND
-
-A container engine for devices. It speaks the Docker Engine API.
-
-Commands:
-  daemon      Run the engine (`baleen daemon --help` lists its options)
-  fsck        Check the store (`baleen fsck --help` lists its options)
-  version     Show the version of this program
-
-Called as `dockerd`, this program is the daemon.
-
-Containers and images are managed with any Docker client, for example
-  docker -H unix:///run/docker.sock run --network none busybox echo hello
-Client commands of baleen itself do not exist yet.
-";
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os();
@@ -37,7 +22,8 @@ fn main() -> ExitCode {
     if name == "dockerd" || name == "baleend" {
         return daemon(arguments);
     }
-    match arguments.next().unwrap_or_default().to_str() {
+    let first = arguments.next();
+    match first.as_deref().and_then(OsStr::to_str) {
         Some("shim") => baleen_runtime::shim_main(),
         Some("daemon") => daemon(arguments),
         Some("fsck") => match arguments.map(OsString::into_string).collect::<Result<Vec<String>, _>>() {
@@ -47,20 +33,7 @@ fn main() -> ExitCode {
                 ExitCode::from(16)
             }
         },
-        Some("version" | "--version" | "-v") => {
-            println!("baleen version {}", env!("CARGO_PKG_VERSION"));
-            ExitCode::SUCCESS
-        }
-        Some("help" | "--help" | "-h" | "") => {
-            print!("{HELP}");
-            ExitCode::SUCCESS
-        }
-        command => {
-            let command = command.unwrap_or("(not UTF-8)");
-            eprintln!("baleen: unknown command {command:?}; `baleen --help` lists the commands.");
-            eprintln!("Client commands do not exist yet: use docker with -H unix:///run/docker.sock.");
-            ExitCode::from(2)
-        }
+        _ => client::run(Path::new(&program), first.into_iter().chain(arguments)),
     }
 }
 

@@ -23,9 +23,9 @@ fn the_program_says_what_it_is_and_refuses_what_it_does_not_know() {
     assert!(version.status.success() && text(&version).starts_with("baleen version "), "{version:?}");
     assert!(text(&baleen(&["help"])).contains("daemon"));
     assert!(text(&baleen(&["daemon", "--help"])).contains("--data-root"));
-    let unknown = baleen(&["run", "busybox"]);
-    assert_eq!(unknown.status.code(), Some(2));
-    assert!(text(&unknown).contains("use docker with -H"), "{unknown:?}");
+    let unknown = baleen(&["frobnicate", "busybox"]);
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(text(&unknown).contains("unknown command: baleen frobnicate"), "{unknown:?}");
     let flag = baleen(&["daemon", "--data-rot=/x"]);
     assert_eq!(flag.status.code(), Some(1));
     assert!(text(&flag).contains("unknown flag: --data-rot"), "{flag:?}");
@@ -155,10 +155,24 @@ fn a_hang_up_reloads_all_or_nothing() {
     daemon.signal(Signal::HUP);
     until("the bad file is reported", &|| logged("don't match any configuration option: no-such-key"));
     assert_eq!(labels(), r#"["site=one"]"#);
-    fs::write(&file, r#"{"labels":["site=two"],"debug":true}"#).expect("a file");
+    fs::write(&file, r#"{"labels":["site=two"],"registry-mirrors":["no address"]}"#).expect("a file");
+    daemon.signal(Signal::HUP);
+    until("the bad mirror is reported", &|| logged("expected http://HOST"));
+    assert_eq!(labels(), r#"["site=one"]"#);
+    let good = r#"{"labels":["site=two"],"debug":true,"registry-mirrors":["http://127.0.0.1:9"],"insecure-registries":["10.1.0.0/16"],
+        "max-concurrent-downloads":1}"#;
+    fs::write(&file, good).expect("a file");
     daemon.signal(Signal::HUP);
     until("the good file is taken over", &|| labels() == r#"["site=two"]"#);
-    assert_eq!(daemon.get("/info").json()["Debug"], true);
+    let info = daemon.get("/info").json();
+    assert_eq!(info["Debug"], true);
+    assert_eq!(info["RegistryConfig"]["Mirrors"].to_string(), r#"["http://127.0.0.1:9"]"#);
+    assert!(info["RegistryConfig"]["InsecureRegistryCIDRs"].to_string().contains("10.1.0.0/16"), "{info}");
+    let now = || std::time::SystemTime::UNIX_EPOCH.elapsed().expect("after 1970").as_secs();
+    let told = || daemon.get(&format!("/events?since=1&until={}", now())).body;
+    until("the event", &|| {
+        told().contains(r#""Action":"reload""#) && told().contains(r#""max-concurrent-downloads":"1""#)
+    });
 }
 
 #[test]
