@@ -29,9 +29,9 @@ pub use baleen_snapshotter::Intervals as CheckpointIntervals;
 pub use config::{EngineConfig, Limits};
 pub use container::{
     AttachRequest, Attachment, AttachmentInput, AttachmentOutput, ContainerConfig, ContainerDetails, ContainerState,
-    ContainerStatus, CreateRequest, Created, DeviceMapping, Exit, ExitWait, ExportStream, HealthConfig, HostConfig,
-    LogConfig, LogLine, LogStream, LogsRequest, Mount, MountPoint, OutputFrame, OutputStream, PortBinding, PruneFilter,
-    RemoveContainer, RestartPolicy, StopRequest, Ulimit, WaitCondition,
+    ContainerStatus, CreateRequest, Created, DeviceMapping, ExecDetails, ExecRequest, Exit, ExitWait, ExportStream,
+    HealthConfig, HostConfig, LogConfig, LogLine, LogStream, LogsRequest, Mount, MountPoint, OutputFrame, OutputStream,
+    PortBinding, PruneFilter, RemoveContainer, RestartPolicy, StopRequest, Ulimit, WaitCondition,
 };
 pub use engine::Engine;
 pub use error::{EngineError, Kind};

@@ -54,6 +54,13 @@ impl DetachKeys {
         }
     }
 
+    /// Keys as inspect shows them: their bytes in base64.
+    pub(crate) fn shown(text: &str) -> String {
+        use base64::Engine as _;
+        let keys = DetachKeys::parse(Some(text)).map_or_else(|_| Vec::new(), |keys| keys.keys);
+        base64::engine::general_purpose::STANDARD.encode(keys)
+    }
+
     /// Takes input; gives what is passed on, and whether the keys have come. What may be the start of them is held back.
     fn filter(&mut self, input: &[u8]) -> (Bytes, bool) {
         let mut passed = BytesMut::with_capacity(input.len() + self.matched);
@@ -75,8 +82,8 @@ impl DetachKeys {
     }
 }
 
-/// Moves bytes both ways until the program has ended, the keys have come or the client no longer takes output.
-pub(crate) async fn pump(hijacked: Hijacked, attachment: Attachment, keys: Option<DetachKeys>) {
+/// Moves bytes both ways until the program has ended, the keys have come or the client no longer takes output; whether it was the keys.
+pub(crate) async fn pump(hijacked: Hijacked, attachment: Attachment, keys: Option<DetachKeys>) -> bool {
     let Hijacked { input, mut output } = hijacked;
     let Attachment { tty, input: stdin, output: mut frames } = attachment;
     let out = async {
@@ -92,8 +99,8 @@ pub(crate) async fn pump(hijacked: Hijacked, attachment: Attachment, keys: Optio
         }
     };
     tokio::select! {
-        () = out => {}
-        () = feed(input, stdin, keys) => {}
+        () = out => false,
+        () = feed(input, stdin, keys) => true,
     }
 }
 

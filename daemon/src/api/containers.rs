@@ -13,8 +13,8 @@ use super::{Answer, ApiError, Call, Query};
 use crate::http::{Reply, chunks};
 use crate::json::{ContainerInspect, ContainerListItem};
 
-const RAW: &str = "application/vnd.docker.raw-stream";
-const MULTIPLEXED: &str = "application/vnd.docker.multiplexed-stream";
+pub(crate) const RAW: &str = "application/vnd.docker.raw-stream";
+pub(crate) const MULTIPLEXED: &str = "application/vnd.docker.multiplexed-stream";
 /// A body of a start that says something.
 const START_BODY_BYTES_MAX: usize = 7;
 
@@ -129,15 +129,21 @@ pub(crate) async fn wait(name: &str, call: Call) -> Answer {
 
 /// `POST /containers/{id}/resize`.
 pub(crate) async fn resize(name: &str, call: &Call) -> Answer {
+    let [height, width] = terminal_size(&call.query)?;
+    call.engine().resize_container(name, height, width).await?;
+    Ok(Reply::empty(200))
+}
+
+/// Rows and columns of a resize.
+pub(crate) fn terminal_size(query: &Query) -> Result<[u16; 2], ApiError> {
     let size = |key: &str, word: &str| {
-        let text = call.query.get(key).unwrap_or_default();
+        let text = query.get(key).unwrap_or_default();
         let number = text
             .parse::<u32>()
             .map_err(|_| ApiError::invalid(format!("invalid resize {word} \"{text}\": invalid syntax")))?;
         Ok::<_, ApiError>(u16::try_from(number).unwrap_or(u16::MAX))
     };
-    call.engine().resize_container(name, size("h", "height")?, size("w", "width")?).await?;
-    Ok(Reply::empty(200))
+    Ok([size("h", "height")?, size("w", "width")?])
 }
 
 /// `POST /containers/{id}/attach`.
@@ -157,7 +163,7 @@ pub(crate) async fn attach(name: &str, call: Call) -> Answer {
     let api = call.api.clone();
     Ok(Reply::hijack(if multiplexed { MULTIPLEXED } else { RAW }, move |hijacked| async move {
         tokio::select! {
-            () = pump(hijacked, attachment, keys) => {}
+            _ = pump(hijacked, attachment, keys) => {}
             () = api.ending() => {}
         }
     }))

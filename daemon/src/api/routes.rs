@@ -1,7 +1,7 @@
 //! Which handler answers which path. Names in paths may hold slashes, so routes are told by what stands before and after.
 
 use crate::api::error::ApiError;
-use crate::api::{Answer, Call, containers, create, excluded, images, system, volumes};
+use crate::api::{Answer, Call, containers, create, excluded, exec, images, system, volumes};
 use crate::http::Method;
 
 use Method::{Delete, Get, Head, Post, Put};
@@ -24,7 +24,7 @@ pub(crate) async fn dispatch(path: &str, call: Call) -> Answer {
         _ => match path.split('/').nth(1).unwrap_or_default() {
             "containers" => container(&path["/containers".len()..], call).await,
             "images" => image(&path["/images".len()..], call).await,
-            "exec" => Err(exec(method, &path["/exec".len()..])),
+            "exec" => exec(&path["/exec".len()..], call).await,
             "networks" => network(method, &path["/networks".len()..], &call),
             "volumes" => volume(&path["/volumes".len()..], call).await,
             "plugins" => excluded::plugins(method, &path["/plugins".len()..]),
@@ -74,7 +74,8 @@ async fn container(path: &str, call: Call) -> Answer {
         (Post, "wait") => containers::wait(name, call).await,
         (Post, "resize") => containers::resize(name, &call).await,
         (Post, "attach") => containers::attach(name, call).await,
-        (Post, "pause" | "unpause" | "rename" | "update" | "exec") => {
+        (Post, "exec") => exec::create(name, call).await,
+        (Post, "pause" | "unpause" | "rename" | "update") => {
             Err(ApiError::not_implemented(&format!("container {verb}")))
         }
         _ => Err(ApiError::page_not_found()),
@@ -112,10 +113,15 @@ async fn image(path: &str, call: Call) -> Answer {
     }
 }
 
-fn exec(method: Method, path: &str) -> ApiError {
-    match (method, path.rsplit('/').next()) {
-        (Post, Some("start" | "resize")) | (Get, Some("json")) => ApiError::not_implemented("exec"),
-        _ => ApiError::page_not_found(),
+async fn exec(path: &str, call: Call) -> Answer {
+    let Some((id, verb)) = path.strip_prefix('/').and_then(|rest| rest.split_once('/')) else {
+        return Err(ApiError::page_not_found());
+    };
+    match (call.head.method, verb) {
+        (Post, "start") => exec::start(id, call).await,
+        (Post, "resize") => exec::resize(id, &call).await,
+        (Get, "json") => exec::inspect(id, &call),
+        _ => Err(ApiError::page_not_found()),
     }
 }
 

@@ -81,7 +81,7 @@ pub(crate) struct ContainerInspect {
     process_label: &'static str,
     app_armor_profile: String,
     #[serde(rename = "ExecIDs")]
-    exec_ids: Option<()>,
+    exec_ids: Option<Vec<String>>,
     host_config: HostConfig,
     graph_driver: Value,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -144,7 +144,7 @@ impl From<ContainerDetails> for ContainerInspect {
             mount_label: "",
             process_label: "",
             app_armor_profile: details.apparmor_profile,
-            exec_ids: None,
+            exec_ids: Some(details.exec_ids).filter(|ids| !ids.is_empty()),
             graph_driver: graph_driver(&details.graph_driver),
             host_config: details.host_config,
             size_rw: details.size_rw_bytes,

@@ -25,7 +25,7 @@ use crate::engine::Engine;
 use crate::error::EngineError;
 
 /// Pieces of up to 64 KiB that wait in each direction.
-const QUEUE_MAX: usize = 4;
+pub(crate) const QUEUE_MAX: usize = 4;
 /// The longest frame that a shim may send; it writes what one read of a pipe gives.
 const FRAME_BYTES_MAX: usize = 1 << 20;
 /// Clients that wait for the start of one container; more are refused.
@@ -142,7 +142,7 @@ struct Source {
 }
 
 /// Carries frames both ways until the shim's end is reached or the client has gone.
-async fn pump(
+pub(crate) async fn pump(
     stream: std::os::unix::net::UnixStream,
     takes_input: bool,
     from_client: mpsc::Receiver<Bytes>,

@@ -287,6 +287,7 @@ impl Engine {
         let (engine, removing) = (Arc::clone(self), Arc::clone(container));
         self.door.enter("remove a container", move || engine.remove_stored(&removing)).await?;
         self.containers.remove(container.id());
+        self.execs.forget(container.id());
         self.container_event(container, "destroy", &[]);
         container.live().attaching.clear();
         if container.stored.host_config.auto_remove

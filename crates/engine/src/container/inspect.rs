@@ -62,6 +62,7 @@ impl Engine {
             platform: stored.platform.clone(),
             state,
             restart_count,
+            exec_ids: self.execs.running_in(container.id()),
             config: stored.config.clone(),
             host_config: stored.host_config.clone(),
             graph_driver: rootfs::graph_driver(&self.store, &self.config.data_root, stored),

@@ -5,6 +5,7 @@ mod attach;
 mod config;
 mod control;
 mod create;
+mod exec;
 mod export;
 mod files;
 mod honour;
@@ -23,12 +24,14 @@ mod streams;
 mod table;
 mod view;
 
+pub(crate) use exec::Execs;
 pub(crate) use honour::{clean_target, is_default, option};
 pub(crate) use inspect::tree_bytes_at;
 pub(crate) use name::random;
 pub(crate) use table::{Container, Containers};
 
 pub use config::{ContainerConfig, CreateRequest, Created, HealthConfig};
+pub use exec::{ExecDetails, ExecRequest};
 pub use host_config::{DeviceMapping, HostConfig, LogConfig, Mount, PortBinding, RestartPolicy, Ulimit};
 pub use streams::{
     AttachRequest, Attachment, AttachmentInput, AttachmentOutput, Exit, ExitWait, ExportStream, LogLine, LogStream,

@@ -257,6 +257,7 @@ impl Engine {
     /// Loads all containers and adopts those whose shims are alive (N1).
     pub(crate) async fn adopt_all(self: &Arc<Self>) -> Result<(), EngineError> {
         let engine = Arc::clone(self);
+        self.adopt_execs();
         let found = self.door.enter("look for running containers", move || Ok(engine.find_all())).await?;
         for (container, shim) in found {
             match shim {
@@ -381,7 +382,7 @@ impl Engine {
     }
 }
 
-fn clamp(cells: u32) -> u16 {
+pub(crate) fn clamp(cells: u32) -> u16 {
     u16::try_from(cells).unwrap_or(u16::MAX)
 }
 
@@ -420,7 +421,7 @@ fn apply_exit(container: &Container, record: Option<&ExitRecord>) {
 }
 
 /// Asks a shim for the end of its container, without a thread that waits.
-async fn exit_of(shim: &Shim) -> Result<ExitRecord, EngineError> {
+pub(crate) async fn exit_of(shim: &Shim) -> Result<ExitRecord, EngineError> {
     let answer = ask(shim.dir(), &Request::Wait).await;
     if let Ok(Response::Exited(record)) = answer {
         return Ok(record);

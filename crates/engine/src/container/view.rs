@@ -32,6 +32,8 @@ pub struct ContainerDetails {
     pub state: ContainerState,
     /// How often the restart policy has started it again.
     pub restart_count: u64,
+    /// IDs of further programs that run in it.
+    pub exec_ids: Vec<String>,
     /// After the merge with the image.
     pub config: ContainerConfig,
     /// As sent, with Docker's defaults filled in.
