@@ -230,9 +230,19 @@ async fn event_loop(
 fn reload(invocation: &Invocation, api: &Api) {
     match Config::load(invocation) {
         Ok(config) => {
-            logging::set_level(level(&config));
-            tracing::info!("the configuration was reloaded");
-            api.reload(config);
+            let level = level(&config);
+            match api.reload(config) {
+                Ok(()) => {
+                    logging::set_level(level);
+                    tracing::info!("the configuration was reloaded");
+                }
+                Err(error) => {
+                    tracing::error!(
+                        error = error.chain(),
+                        "the configuration was not reloaded; the old one stays in force"
+                    );
+                }
+            }
         }
         Err(error) => tracing::error!(error = %error, "the configuration was not reloaded; the old one stays in force"),
     }

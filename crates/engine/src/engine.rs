@@ -4,14 +4,14 @@
 //! exception: dropping its future means that the client has gone.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 
 use baleen_registry::{Client, ClientConfig, InsecureRegistries};
 use baleen_store::{Store, SystemDisk};
 use tokio::sync::Semaphore;
 
 use crate::config::EngineConfig;
-use crate::container::{Containers, Execs};
+use crate::container::Containers;
 use crate::door::{Door, ended};
 use crate::error::EngineError;
 use crate::events::{EventQuery, EventStream, Events};
@@ -23,12 +23,12 @@ pub struct Engine {
     pub(crate) config: EngineConfig,
     pub(crate) door: Door,
     pub(crate) store: Store,
-    pub(crate) registry: Client,
+    /// Exchanged by a reload; a pull keeps the one that it began with.
+    pub(crate) registry: RwLock<Client>,
     pub(crate) downloads: Arc<Downloads>,
     pub(crate) events: Events,
     pub(crate) containers: Containers,
     pub(crate) volumes: Volumes,
-    pub(crate) execs: Execs,
     /// Held by a prune of containers.
     pub(crate) container_prune_turn: Semaphore,
     /// Held by a prune of images.
@@ -50,7 +50,7 @@ impl Engine {
         let engine = Arc::new(Self {
             door: Door::new(config.limits.door_threads),
             store,
-            registry,
+            registry: RwLock::new(registry),
             downloads: Arc::new(Downloads::new(
                 config.limits.concurrent_downloads_max,
                 Arc::clone(&config.retry_clock),
@@ -59,7 +59,6 @@ impl Engine {
             events: Events::default(),
             containers: Containers::default(),
             volumes: Volumes::default(),
-            execs: Execs::default(),
             container_prune_turn: Semaphore::new(1),
             prune_turn: Semaphore::new(1),
             trash_turn: Arc::new(Semaphore::new(1)),
@@ -105,7 +104,7 @@ impl Engine {
     }
 }
 
-fn client_config(config: &EngineConfig) -> Result<ClientConfig, EngineError> {
+pub(crate) fn client_config(config: &EngineConfig) -> Result<ClientConfig, EngineError> {
     let invalid = |error: baleen_registry::ConfigError| EngineError::invalid(error.to_string());
     let mut client = ClientConfig::default();
     client.insecure_registries = InsecureRegistries::parse(&config.insecure_registries).map_err(invalid)?;

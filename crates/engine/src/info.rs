@@ -124,7 +124,8 @@ impl Engine {
     }
 
     /// In the form of a UUID, from what does not change: the machine and the data root.
-    fn id(&self) -> String {
+    /// What tells this engine from others, as `info` shows it.
+    pub fn id(&self) -> String {
         let machine = fs::read_to_string("/etc/machine-id").unwrap_or_default();
         let seed = format!("{}\n{}", machine.trim(), self.config.data_root.display());
         let hex = Digest::sha256_of(seed.as_bytes()).hex();
@@ -158,7 +159,7 @@ fn os_release() -> (String, String) {
 }
 
 /// The host's name.
-pub(crate) fn hostname() -> String {
+pub fn hostname() -> String {
     let text = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     text.trim().to_owned()
 }

@@ -21,6 +21,7 @@ mod events;
 mod image;
 mod info;
 mod progress;
+mod reload;
 mod time;
 mod volume;
 
@@ -40,7 +41,8 @@ pub use image::{
     GraphDriver, HistoryItem, ImageDeletion, ImageDetails, ImageSummary, LoadRequest, Pruned, PullRequest, Pulled,
     RegistryAuth, RemoveImage,
 };
-pub use info::{DiskUsage, EngineInfo};
+pub use info::{DiskUsage, EngineInfo, hostname};
 pub use progress::{LayerPhase, Progress, ProgressSender, progress_channel};
+pub use reload::Registries;
 pub use time::Timestamp;
 pub use volume::{CreateVolume, PruneVolumes, Volume};

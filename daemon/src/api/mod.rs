@@ -10,7 +10,6 @@ mod containers;
 mod create;
 mod error;
 mod excluded;
-mod exec;
 mod filters;
 mod images;
 mod input;
@@ -20,10 +19,11 @@ mod system;
 mod version;
 mod volumes;
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, RwLock};
 
-use baleen_engine::Engine;
+use baleen_engine::{Engine, EngineError, Registries};
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -81,28 +81,20 @@ impl Api {
         self.config.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
-    /// Takes over what a reload may change. What the engine was opened with stays, and a warning says so.
-    pub(crate) fn reload(&self, config: Config) {
-        let mut current = self.config.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let (old, new) = (&current.reloadable, config.reloadable);
-        for (setting, changed) in [
-            ("registry-mirrors", old.registry_mirrors != new.registry_mirrors),
-            ("insecure-registries", old.insecure_registries != new.insecure_registries),
-            ("max-concurrent-downloads", old.max_concurrent_downloads != new.max_concurrent_downloads),
-            ("max-download-attempts", old.max_download_attempts != new.max_download_attempts),
-        ] {
-            if changed {
-                tracing::warn!(setting, "this setting changes only with a restart of the daemon");
-            }
+    /// Takes over what a reload may change, and tells of it. What the sockets and the engine were opened with stays.
+    ///
+    /// # Errors
+    /// For a registry or a mirror that cannot be; nothing has changed then.
+    pub(crate) fn reload(&self, config: Config) -> Result<(), EngineError> {
+        let new = config.reloadable;
+        self.engine.reload(&registries(&new))?;
+        let attributes = reload_attributes(&new);
+        {
+            let mut current = self.config.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+            *current = Arc::new(Config { reloadable: new, ..Config::clone(&current) });
         }
-        let reloadable = Reloadable {
-            registry_mirrors: old.registry_mirrors.clone(),
-            insecure_registries: old.insecure_registries.clone(),
-            max_concurrent_downloads: old.max_concurrent_downloads,
-            max_download_attempts: old.max_download_attempts,
-            ..new
-        };
-        *current = Arc::new(Config { reloadable, ..Config::clone(&current) });
+        self.engine.daemon_event("reload", &self.engine.id(), attributes);
+        Ok(())
     }
 
     /// Ends streams that would go on for ever.
@@ -227,4 +219,31 @@ pub(crate) fn json(status: u16, value: &impl Serialize) -> Answer {
         serde_json::to_vec(value).map_err(|error| ApiError::new(500, format!("cannot write JSON: {error}")))?;
     bytes.push(b'\n');
     Ok(Reply::whole(status, "application/json", bytes))
+}
+
+fn registries(settings: &Reloadable) -> Registries {
+    Registries {
+        insecure_registries: settings.insecure_registries.clone(),
+        registry_mirrors: settings.registry_mirrors.clone(),
+        concurrent_downloads_max: settings.max_concurrent_downloads,
+        download_attempts_max: settings.max_download_attempts,
+    }
+}
+
+/// What dockerd tells of a reload, as far as it can change here.
+fn reload_attributes(settings: &Reloadable) -> BTreeMap<String, String> {
+    let list = |texts: &[String]| serde_json::Value::from(texts).to_string();
+    [
+        ("debug", settings.debug.to_string()),
+        ("insecure-registries", list(&settings.insecure_registries)),
+        ("labels", list(&settings.labels)),
+        ("live-restore", settings.live_restore.to_string()),
+        ("max-concurrent-downloads", settings.max_concurrent_downloads.to_string()),
+        ("max-download-attempts", settings.max_download_attempts.to_string()),
+        ("name", baleen_engine::hostname()),
+        ("registry-mirrors", list(&settings.registry_mirrors)),
+        ("shutdown-timeout", settings.shutdown_timeout.to_string()),
+    ]
+    .map(|(key, value)| (key.to_owned(), value))
+    .into()
 }

@@ -78,6 +78,7 @@ type JobKey = (Digest, DiffId);
 #[derive(Debug)]
 pub(crate) struct Downloads {
     running: Arc<Semaphore>,
+    concurrent_max: Mutex<usize>,
     jobs: Mutex<HashMap<JobKey, Weak<Job>>>,
     /// Who unpacks which blob (W2).
     turns: Mutex<HashMap<Digest, Arc<Semaphore>>>,
@@ -88,11 +89,31 @@ pub(crate) struct Downloads {
 
 impl Downloads {
     pub(crate) fn new(concurrent_max: usize, clock: Arc<dyn RetryClock>, intervals: CheckpointIntervals) -> Self {
-        let running = Arc::new(Semaphore::new(concurrent_max.max(1)));
+        let concurrent_max = concurrent_max.max(1);
+        let running = Arc::new(Semaphore::new(concurrent_max));
+        let concurrent_max = Mutex::new(concurrent_max);
         let start = Instant::now();
         let pace = Arc::new(Pace::new(intervals, Box::new(move || start.elapsed())));
         let commits = Commits::new(clock);
-        Self { running, jobs: Mutex::default(), turns: Mutex::default(), pace, commits }
+        Self { running, concurrent_max, jobs: Mutex::default(), turns: Mutex::default(), pace, commits }
+    }
+
+    /// Lets so many jobs fetch at once from now on; those beyond that fetch already end first.
+    pub(crate) fn set_concurrent_max(&self, concurrent_max: usize) {
+        let mut current = lock(&self.concurrent_max);
+        let wanted = concurrent_max.max(1);
+        if wanted > *current {
+            self.running.add_permits(wanted - *current);
+        }
+        for _ in wanted..*current {
+            let running = Arc::clone(&self.running);
+            tokio::spawn(async move {
+                if let Ok(permit) = running.acquire_owned().await {
+                    permit.forget();
+                }
+            });
+        }
+        *current = wanted;
     }
 
     /// The job that fetches this layer: the one under way, or a new one. `cuts` is how often the pull was cut before.

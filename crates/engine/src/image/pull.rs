@@ -62,7 +62,7 @@ impl Engine {
             return Err(EngineError::ScratchIsReserved);
         }
         let credentials = auth.0.as_deref().map_or(Credentials::Anonymous, Credentials::from_header_or_anonymous);
-        let client = self.registry.repository(reference.repository(), credentials);
+        let client = self.registry().repository(reference.repository(), credentials);
         let wanted_platform = platform.clone().unwrap_or_else(|| self.config.platform.clone());
         let resolved = client
             .resolve(&reference, &wanted_platform)
