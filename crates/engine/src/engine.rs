@@ -11,7 +11,7 @@ use baleen_store::{Store, SystemDisk};
 use tokio::sync::Semaphore;
 
 use crate::config::EngineConfig;
-use crate::container::Containers;
+use crate::container::{Containers, Execs};
 use crate::door::{Door, ended};
 use crate::error::EngineError;
 use crate::events::{EventQuery, EventStream, Events};
@@ -28,6 +28,7 @@ pub struct Engine {
     pub(crate) downloads: Arc<Downloads>,
     pub(crate) events: Events,
     pub(crate) containers: Containers,
+    pub(crate) execs: Execs,
     pub(crate) volumes: Volumes,
     /// Held by a prune of containers.
     pub(crate) container_prune_turn: Semaphore,
@@ -58,6 +59,7 @@ impl Engine {
             )),
             events: Events::default(),
             containers: Containers::default(),
+            execs: Execs::default(),
             volumes: Volumes::default(),
             container_prune_turn: Semaphore::new(1),
             prune_turn: Semaphore::new(1),

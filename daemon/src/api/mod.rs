@@ -10,6 +10,7 @@ mod containers;
 mod create;
 mod error;
 mod excluded;
+mod exec;
 mod filters;
 mod images;
 mod input;
