@@ -136,9 +136,9 @@ fn above(name: &str) -> Result<Layer> {
     ])
 }
 
-/// So many layers that the record of its pull is longer than a block.
+/// So many layers that the record of its pull is longer than two blocks.
 fn many() -> Result<Vec<Layer>> {
-    (0..48).map(|number| Layer::of(&[Entry::file(&format!("layer{number}"), format!("{number}"))])).collect()
+    (0..110).map(|number| Layer::of(&[Entry::file(&format!("layer{number}"), format!("{number}"))])).collect()
 }
 
 /// Something to run, folder by folder: the reference is made by `tar`, which forgets the time of a folder that it comes back to.
@@ -152,10 +152,8 @@ fn busy() -> Result<Layer> {
 fn large() -> Result<Layer> {
     let mut random = Random::new(21);
     let mut entries = vec![Entry::folder("large")];
-    for number in 0..40 {
-        let mut bytes = random.bytes(150_000);
-        bytes.extend(vec![number as u8; 150_000]);
-        entries.push(Entry::file(&format!("large/f{number}"), bytes));
+    for number in 0..13 {
+        entries.push(Entry::file(&format!("large/f{number}"), random.bytes(250_000)));
     }
     Layer::of(&entries)
 }

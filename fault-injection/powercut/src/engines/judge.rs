@@ -55,7 +55,7 @@ impl Expected {
             match one {
                 Move::Do(step) => expected.acknowledge(step)?,
                 Move::KilledPull { image, .. } => drop(expected.begun.insert(image.clone())),
-                Move::Both(..) | Move::FillLog | Move::UntilCompacted => {}
+                Move::Both(..) | Move::EatenPull { .. } | Move::FillLog | Move::UntilCompacted => {}
             }
         }
         for mark in &history.marks {

@@ -104,7 +104,12 @@ impl Workload for EngineWorkload {
         let fingerprint = images::fingerprint(&self.images).map_err(failed("make the images"))?;
         marks.note(format!("{IMAGES_NOTE}{fingerprint}"));
         let moves = self.plan.moves.clone();
-        moves.iter().try_for_each(|one| self.carry_out(one, Some(marks))).map_err(failed("do the work"))
+        let registry = self.registry.clone();
+        let limit = |bytes_per_second| registry.iter().for_each(|registry| registry.limit_rate(bytes_per_second));
+        limit(self.plan.bytes_per_second);
+        let done = moves.iter().try_for_each(|one| self.carry_out(one, Some(marks)));
+        limit(0);
+        done.map_err(failed("do the work"))
     }
 
     fn stop(&mut self) {
@@ -166,6 +171,7 @@ impl EngineWorkload {
                 first
             }),
             Move::KilledPull { image, after_bytes } => self.killed_pull(image, *after_bytes, marks),
+            Move::EatenPull { image, after_bytes } => self.eaten_pull(image, *after_bytes, marks),
             Move::FillLog => self.fill_log(),
             Move::UntilCompacted => self.until_compacted(marks),
         }
@@ -271,8 +277,14 @@ impl EngineWorkload {
         Ok(())
     }
 
-    /// Begins a pull that comes to the middle of its last layer, where the daemon is killed; starts it again.
-    fn killed_pull(&mut self, image: &str, after_bytes: u64, marks: Option<&Marks>) -> Result<()> {
+    /// Pulls an image, and does something once so many bytes of its last layer have come. Gives how the pull ended.
+    fn pull_until(
+        &self,
+        image: &str,
+        after_bytes: u64,
+        marks: Option<&Marks>,
+        then: impl FnOnce() -> Result<()>,
+    ) -> Result<Result<()>> {
         let registry = self.registry.clone().context("no registry")?;
         let sample = images::sample(image)?;
         let layer = sample.image.layers.last().context("an image without layers")?.digest();
@@ -280,24 +292,46 @@ impl EngineWorkload {
             marks.begin(Step::Pull(image.to_owned()).to_string());
         }
         registry.hold(&layer, after_bytes);
-        let socket = self.engine()?.socket();
         std::thread::scope(|scope| {
-            let pull = scope.spawn(|| self.pull(image, marks).err());
+            let pull = scope.spawn(|| self.pull(image, marks));
             let held = registry.wait_held(PATIENCE);
-            // Whatever comes of it, the thread ends once its daemon has.
-            let ended = kill_by_socket(&socket);
+            let done = then();
             registry.release();
-            let error = pull.join().map_err(|_| anyhow::anyhow!("a pull panicked"))?;
-            ended?;
-            match (held, error) {
-                (true, Some(_)) => Ok(()),
-                (true, None) => bail!("the pull of {image} ended although it was held"),
-                (false, error) => bail!("the pull of {image} never came to byte {after_bytes}: {error:?}"),
+            let ended = pull.join().map_err(|_| anyhow::anyhow!("a pull panicked"))?;
+            done?;
+            if !held {
+                bail!("the pull of {image} never came to byte {after_bytes}: {ended:?}");
             }
-        })?;
+            Ok(ended)
+        })
+    }
+
+    /// A pull whose daemon is killed on the way, and started again.
+    fn killed_pull(&mut self, image: &str, after_bytes: u64, marks: Option<&Marks>) -> Result<()> {
+        let socket = self.engine()?.socket();
+        if self.pull_until(image, after_bytes, marks, || kill_by_socket(&socket))?.is_ok() {
+            bail!("the pull of {image} ended although it was held");
+        }
         let engine = self.engine.as_mut().context("no engine")?;
         engine.kill();
         engine.start_again(&self.options)
+    }
+
+    /// A pull on a disk of which one write fails, and somebody else is told of that first.
+    fn eaten_pull(&self, image: &str, after_bytes: u64, marks: Option<&Marks>) -> Result<()> {
+        let root = self.engine()?.root().to_owned();
+        let eat = || {
+            let folder = std::fs::File::open(&root)?;
+            match rustix::fs::syncfs(&folder) {
+                Err(rustix::io::Errno::IO) => Ok(()),
+                other => bail!("no write had failed when the file system was synced: {other:?}"),
+            }
+        };
+        self.pull_until(image, after_bytes, marks, eat)?.with_context(|| format!("pull {image}"))?;
+        if let Some(marks) = marks {
+            marks.acknowledge(Step::Pull(image.to_owned()).to_string());
+        }
+        Ok(())
     }
 
     /// Numbers of the newest base of the log and of its newest segment.

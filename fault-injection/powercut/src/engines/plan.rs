@@ -13,6 +13,8 @@ pub(super) struct Plan {
     pub(super) before: Vec<Move>,
     /// Done while it is recorded.
     pub(super) moves: Vec<Move>,
+    /// How fast the network is while it is recorded; 0 for no limit.
+    pub(super) bytes_per_second: u64,
 }
 
 /// What is done at a time.
@@ -24,6 +26,9 @@ pub(super) enum Move {
     Both(Step, Step),
     /// Begins to pull; once this many bytes of the image's last layer have come, the daemon is killed and started again.
     KilledPull { image: String, after_bytes: u64 },
+    /// Pulls; once this many bytes of the image's last layer have come, somebody else syncs the file system and is told of the
+    /// write that failed (the disk is to have one), and the pull goes on.
+    EatenPull { image: String, after_bytes: u64 },
     /// Tags and untags until the log has been compacted once and is one segment short of the next time.
     FillLog,
     /// Tags and untags until the log has been compacted.
@@ -34,7 +39,7 @@ pub(super) enum Move {
 const BOTH: [&str; 11] =
     ["create", "pull", "shared", "two", "tag", "remove", "collect", "again", "container", "many", "real"];
 /// Those that are about baleen's own files.
-const BALEEN: [&str; 3] = ["compact", "empty", "volume"];
+const BALEEN: [&str; 4] = ["compact", "empty", "resume", "volume"];
 
 /// The names of an engine's workloads.
 pub(super) fn names(kind: Kind) -> Vec<&'static str> {
@@ -61,6 +66,16 @@ pub(super) fn plan(name: &str) -> Result<Plan> {
             plan.before = moves(&["pull tiny:1"])?;
             plan.moves = vec![killed("a:2", 2_000), killed("a:2", 3_000)];
             plan.moves.extend(moves(&["pull a:2", "pull a:2"])?);
+        }
+        // The first attempt is cut before any checkpoint is due, and each one from there on takes them often.
+        "resume" => {
+            plan.bytes_per_second = 2 << 20;
+            plan.moves = vec![killed("large:1", 100_000), killed("large:1", 1_500_000), killed("large:1", 2_800_000)];
+            plan.moves.extend(moves(&["pull large:1"])?);
+        }
+        // Wants a disk with a write that fails: not among the names.
+        "eaten" => {
+            plan.moves = vec![Move::EatenPull { image: "large:1".to_owned(), after_bytes: 2_000_000 }];
         }
         "tag" => {
             plan.before = moves(&["pull a:1", "pull b:1"])?;
@@ -173,7 +188,7 @@ fn mixed(seed: u64) -> Result<Plan> {
         }
     }
     let before = vec![Move::Do(Step::Pull("busy:1".to_owned()))];
-    Ok(Plan { before, moves: steps.into_iter().map(Move::Do).collect() })
+    Ok(Plan { before, moves: steps.into_iter().map(Move::Do).collect(), bytes_per_second: 0 })
 }
 
 impl Plan {
@@ -184,7 +199,7 @@ impl Plan {
             let steps: &[&Step] = match one {
                 Move::Do(step) => &[step],
                 Move::Both(one, two) => &[one, two],
-                Move::KilledPull { image, .. } => {
+                Move::KilledPull { image, .. } | Move::EatenPull { image, .. } => {
                     images.push(image.clone());
                     &[]
                 }
