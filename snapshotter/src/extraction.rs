@@ -417,8 +417,11 @@ struct Checkpoints {
 }
 
 impl Checkpoints {
+    /// Without `beside`, thread B waits by itself, and what is due depends on the stream and the clock alone.
     fn is_due(&self) -> bool {
-        !self.standing.busy.load(Ordering::Relaxed) && self.pacer.is_due(self.standing.lost.load(Ordering::Relaxed))
+        let (busy, lost) = (&self.standing.busy, &self.standing.lost);
+        let (busy, lost) = (busy.load(Ordering::Relaxed) && self.beside, lost.load(Ordering::Relaxed) && self.beside);
+        !busy && self.pacer.is_due(lost)
     }
 }
 
@@ -521,12 +524,17 @@ impl Inflater {
     /// Decompresses; what the decompressor took, and no more, is in the digest then, so that both stand at one byte.
     fn decompress(&mut self, input: &[u8], output: &mut Vec<u8>, to_point: bool) -> Result<usize, ExtractError> {
         let decompressor = &mut self.decompressor;
+        let before = output.len();
         let taken = if to_point { decompressor.run_to_point(input, output) } else { decompressor.run(input, output) };
         let consumed = taken.map_err(ExtractError::Decompress)?;
         self.blob_hasher.update(&input[..consumed]);
         self.blob_bytes += consumed as u64;
         if let Some(checkpoints) = &mut self.checkpoints {
-            checkpoints.pacer.count(consumed as u64, 0);
+            let output_bytes = (output.len() - before) as u64;
+            checkpoints.pacer.count(consumed as u64, output_bytes);
+            if to_point {
+                checkpoints.searched_bytes += output_bytes;
+            }
         }
         Ok(consumed)
     }
@@ -535,7 +543,9 @@ impl Inflater {
     fn checkpoint(&mut self, buffer: &mut Vec<u8>, to_writer: &SyncSender<Work>) -> Result<bool, ExtractError> {
         let point = self.decompressor.point();
         let Some(checkpoints) = &mut self.checkpoints else { return Ok(false) };
-        let Some(point) = point else {
+        // At the end of the blob the commit is near.
+        let at_end = self.expected.size_bytes == Some(self.blob_bytes);
+        let Some(point) = point.filter(|_| !at_end) else {
             if checkpoints.searched_bytes >= UNCHECKPOINTABLE_BYTES {
                 self.progress.no_point.store(true, Ordering::Relaxed);
             }
@@ -572,12 +582,6 @@ impl Inflater {
         let tar_bytes_max = self.expected.limits.tar_bytes_max;
         if self.tar_bytes > tar_bytes_max {
             return Err(ExtractError::TooLarge { tar_bytes_max });
-        }
-        if let Some(checkpoints) = &mut self.checkpoints {
-            checkpoints.pacer.count(0, buffer.len() as u64);
-            if checkpoints.is_due() {
-                checkpoints.searched_bytes += buffer.len() as u64;
-            }
         }
         self.tar_hasher.update(&buffer);
         to_writer.send(Work::Tar(buffer)).map_err(|_| ExtractError::Aborted)

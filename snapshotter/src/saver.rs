@@ -48,12 +48,15 @@ impl Saver {
     pub(crate) fn start(sink: Box<dyn CheckpointSink>, stands: bool) -> Result<(Self, Arc<Standing>), ExtractError> {
         let (jobs, todo) = sync_channel::<Job>(1);
         let (done, results) = sync_channel(1);
+        let shared = Arc::new(Standing::default());
+        let standing = Arc::clone(&shared);
         let body = move || {
             while let Ok(job) = todo.recv() {
                 let result = match job {
                     Job::Save { state, tree_bytes } => sink.save(&state, tree_bytes),
                     Job::Clear => sink.clear(),
                 };
+                standing.busy.store(false, Ordering::Relaxed);
                 if done.send(result).is_err() {
                     break;
                 }
@@ -65,7 +68,6 @@ impl Saver {
             path: "the layer".into(),
             source,
         })?;
-        let shared = Arc::new(Standing::default());
         let saver = Self {
             jobs: Some(jobs),
             results,
@@ -126,7 +128,6 @@ impl Saver {
 
     fn done(&mut self, result: Result<(), StoreError>) -> Result<(), ExtractError> {
         self.pending = false;
-        self.shared.busy.store(false, Ordering::Relaxed);
         result.map_err(|source| ExtractError::Checkpoint { source: Box::new(source) })
     }
 

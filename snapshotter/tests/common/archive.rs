@@ -136,3 +136,66 @@ impl Random {
         (0..length).map(|_| self.next() as u8).collect()
     }
 }
+
+/// One archive of a grammar: names that meet and replace one another, links, whiteouts, every type, odd ends.
+pub fn generated(seed: u64) -> Vec<u8> {
+    let mut random = Random(seed);
+    let mut archive = Archive::default();
+    let names = [
+        "a",
+        "b",
+        "a/c",
+        "a/c/d",
+        "b/e",
+        "link",
+        "link/f",
+        "./a//c/",
+        "/abs",
+        "a/../b/g",
+        ".wh.a",
+        "a/.wh..wh..opq",
+        "a/.wh.c",
+        "l2/x",
+    ];
+    for _ in 0..random.below(12) {
+        let name = *random.pick(&names);
+        let size = *random.pick(&[0, 1, 511, 512, 513, 4095, 4096, 4097, 9000]);
+        let data = random.bytes(size);
+        if random.below(4) == 0 {
+            let value = random.bytes(20);
+            archive = archive.pax(b'x', &[("SCHILY.xattr.user.r", &value), ("mtime", b"12.5"), ("comment", b"")]);
+        }
+        archive = match random.below(10) {
+            0..=3 => archive.file(name, &data),
+            4 | 5 => archive.dir(name),
+            6 => archive.symlink(name, random.pick::<&str>(&["a", "/a/c", "../b", "nowhere", "link", "."])),
+            7 => archive.hard_link(name, random.pick::<&str>(&["a", "b/e", "/a/c", "link", "gone"])),
+            8 => archive
+                .block(Block::new(name.as_bytes(), *random.pick(b"346"), 0).device(random.below(2), random.below(3))),
+            _ => archive
+                .block(
+                    Block::new(name.as_bytes(), b'S', 8)
+                        .set(257, b"ustar  \0")
+                        .set(386, b"00000000001\x0000000000003\x0000000000004\x0000000000005\0")
+                        .set(483, b"00000000040\0"),
+                )
+                .data(
+                    &data[..data.len().min(8)].iter().copied().chain(std::iter::repeat(1)).take(8).collect::<Vec<_>>(),
+                ),
+        };
+        if random.below(8) == 0 {
+            let last = archive.0.len() - 1;
+            // Dirt in what is padding, if it is; else in data. A header is never last with a size of its own.
+            if !size.is_multiple_of(512) && archive.0[last] == 0 {
+                archive.0[last] = 0x55;
+            }
+        }
+    }
+    match random.below(5) {
+        0 => archive.0,
+        1 => archive.raw(&[0; 512]).0,
+        2 => archive.raw(&[0; 5000]).0,
+        3 => archive.raw(&[0; 1024]).raw(&random.bytes(1000)).0,
+        _ => archive.end(),
+    }
+}
