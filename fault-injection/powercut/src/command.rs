@@ -175,11 +175,31 @@ fn verdict_code(convicted: u64) -> ExitCode {
     if convicted == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// One line a conviction, as they come.
-fn tell(workload: &str, verdict: &Verdict) {
-    for broken in &verdict.broken {
+/// Convictions of a workload that are printed as they come; results and reports have all.
+const TOLD_MAX: u64 = 10;
+
+/// Prints convictions as they come: one line a state.
+struct Teller<'a> {
+    workload: &'a str,
+    told: u64,
+}
+
+impl Teller<'_> {
+    fn tell(&mut self, verdict: &Verdict) {
+        let Some(broken) = verdict.broken.first() else { return };
+        self.told += 1;
+        if self.told > TOLD_MAX {
+            return;
+        }
         let after = verdict.after.as_ref().map(|state| format!(" of the recovery from {state}")).unwrap_or_default();
-        println!("{workload}: state {}{after}: {broken}", verdict.state);
+        let more = match verdict.broken.len() {
+            1 => String::new(),
+            count => format!(" (and {} more)", count - 1),
+        };
+        println!("{}: state {}{after}: {broken}{more}", self.workload, verdict.state);
+        if self.told == TOLD_MAX {
+            println!("{}: further ones are in the results only", self.workload);
+        }
     }
 }
 
@@ -205,7 +225,8 @@ fn run_all(words: &Words) -> Result<ExitCode> {
         }
         for name in &names {
             let mut workload = workload_by_name(name, &program)?;
-            let totals = run.one(*filesystem, workload.as_mut(), begun, &mut |verdict| tell(name, verdict))?;
+            let mut teller = Teller { workload: name, told: 0 };
+            let totals = run.one(*filesystem, workload.as_mut(), begun, &mut |verdict| teller.tell(verdict))?;
             print_totals(name, *filesystem, &totals);
             // Wrong toys are meant to be convicted.
             convicted += if is_wrong_toy(name) { 0 } else { totals.convicted };
@@ -285,8 +306,9 @@ fn explore_one(words: &Words) -> Result<ExitCode> {
     let mut results = Results::open(&results)?;
     let mut judged = results.judged(recording.identity());
     let mut lost = None;
+    let mut teller = Teller { workload: &name, told: 0 };
     let mut keep = |verdict: &Verdict| {
-        tell(&name, verdict);
+        teller.tell(verdict);
         if let Err(error) = results.keep(verdict) {
             lost = Some(error);
         }

@@ -51,7 +51,7 @@ impl Contents {
 
     /// The number of `bytes` if the file has them.
     pub(crate) fn stored(&self, bytes: &[u8]) -> Option<ContentId> {
-        if bytes.len() == BLOCK_BYTES && bytes.iter().all(|byte| *byte == 0) {
+        if bytes == [0; BLOCK_BYTES] {
             return Some(ZEROS);
         }
         self.known.read().unwrap_or_else(PoisonError::into_inner).by_hash.get(&Self::hash(bytes)).copied()

@@ -12,6 +12,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, UNIX_EPOCH};
@@ -57,6 +58,7 @@ pub(crate) struct Device<B: BlockStore> {
     /// Kept open: the loop device lives as long as that.
     node: Option<File>,
     path: PathBuf,
+    name: String,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -79,7 +81,7 @@ impl<B: BlockStore> Device<B> {
             Some(options.as_c_str()),
         )?;
         let mounted = Mounted(mount_point);
-        let name = format!("{FILE_NAME}{}", std::process::id());
+        let name = fresh_name();
         let served = Served {
             store: Arc::clone(&store),
             size,
@@ -96,7 +98,7 @@ impl<B: BlockStore> Device<B> {
         let backing = OpenOptions::new().read(true).write(true).open(mount_point.join(&name))?;
         let (node, path) = sys::loop_device(backing.as_fd(), sector_bytes, &name)?;
         drop(mounted);
-        Ok(Device { store, node: Some(node), path, thread: Some(thread) })
+        Ok(Device { store, node: Some(node), path, name, thread: Some(thread) })
     }
 
     /// The device node.
@@ -140,7 +142,7 @@ impl<B: BlockStore> Drop for Device<B> {
             drop(node);
         }
         if let Some(thread) = self.thread.take()
-            && is_free(&self.path)
+            && is_free(&self.path, &self.name)
         {
             // The last user has gone, so the session ends.
             let _ = thread.join();
@@ -149,12 +151,12 @@ impl<B: BlockStore> Drop for Device<B> {
 }
 
 /// Whether a loop device has no file any more.
-fn is_free(device: &Path) -> bool {
+fn is_free(device: &Path, file_name: &str) -> bool {
     let Some(name) = device.file_name() else { return true };
     let backing = Path::new("/sys/block").join(name).join("loop/backing_file");
     // Freed by the last close, which may be a moment away; another program may take it at once.
     (0..200).any(|_| {
-        let free = !fs::read_to_string(&backing).is_ok_and(|text| text.trim_end().ends_with(&own_name()));
+        let free = !fs::read_to_string(&backing).is_ok_and(|text| text.trim_end().ends_with(file_name));
         if !free {
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -162,8 +164,10 @@ fn is_free(device: &Path) -> bool {
     })
 }
 
-fn own_name() -> String {
-    format!("{FILE_NAME}{}", std::process::id())
+/// A name that no other device has, of this process or another.
+fn fresh_name() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("{FILE_NAME}{}.{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Detaches a mount on every path out.

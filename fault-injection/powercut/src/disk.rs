@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
-use crate::contents::{BLOCK_BYTES, ContentId, Contents};
+use crate::contents::{BLOCK_BYTES, ContentId, Contents, ZEROS};
 use crate::device::BlockStore;
 use crate::fault::{Fault, Faults, Request};
 use crate::record::{RecordError, Recorder, pieces};
@@ -76,6 +76,11 @@ impl Disk {
     /// Reads, writes and flushes since the faults were set.
     pub(crate) fn counted(&self) -> (u64, u64, u64) {
         self.faults.counted()
+    }
+
+    /// Whether a block has never been written, so that it is zeros.
+    pub(crate) fn is_untouched(&self, block: u32) -> bool {
+        self.image.get(block as usize) == Some(&ZEROS) && !self.over.contains_key(&block)
     }
 
     /// The bytes of a block as it is now.

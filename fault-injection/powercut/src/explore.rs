@@ -204,7 +204,11 @@ impl Course<'_> {
             0 => Kind::None,
             1 => Kind::All,
             2 if second => Kind::Subset(seed),
-            2 => Kind::Prefix(Random::new(seed ^ u64::from(epoch) << 32).below(u64::from(writes) + 1) as u32),
+            // A prefix that is neither none nor all; where there is none such, a subset in its place.
+            2 if writes > 1 => {
+                let choice = Random::new(seed ^ u64::from(epoch) << 32).below(u64::from(writes) - 1);
+                Kind::Prefix(1 + choice as u32)
+            }
             4 if recording.can_tear(epoch) => Kind::Torn(seed),
             5 => Kind::Torn512(seed),
             _ => Kind::Subset(seed),

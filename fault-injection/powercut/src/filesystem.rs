@@ -57,12 +57,13 @@ impl FileSystem {
     pub fn mount_options(self) -> &'static str {
         match self {
             FileSystem::Ext4 => "noinit_itable",
-            FileSystem::Xfs => "",
+            FileSystem::Xfs => "nouuid", // Several rigs at once have disks with one identifier.
             FileSystem::Btrfs => "nodiscard",
         }
     }
 
-    /// Makes an empty file system on `image`, a sparse file of the disk's size. The same identifiers each time.
+    /// Makes an empty file system on `image`, a sparse file of the disk's size. The same identifiers each time where
+    /// that can be.
     ///
     /// # Errors
     /// `NotFound` if its tool is not installed; the tool's own words.
@@ -80,7 +81,8 @@ impl FileSystem {
                 let uuid = "uuid=ba1ee000-0000-4000-8000-00000000c0de";
                 vec!["-q", "-f", "-K", "-s", &sector, "-m", uuid]
             }
-            FileSystem::Btrfs => vec!["-q", "-f", "-K", "-U", IDENTIFIER],
+            // Neither mkfs nor the kernel takes two of one identifier on a machine at once.
+            FileSystem::Btrfs => vec!["-q", "-f", "-K"],
         };
         let program = format!("mkfs.{}", self.name());
         let output = Command::new(&program).args(&arguments).arg(image).output().map_err(|error| {

@@ -111,26 +111,36 @@ impl Report {
         Ok(Report { sections })
     }
 
+    /// The totals of each workload on each file system, over all its recordings.
+    pub fn summed(&self) -> BTreeMap<(&str, &str), Totals> {
+        let mut verdicts: BTreeMap<(&str, &str), Vec<Verdict>> = BTreeMap::new();
+        for section in &self.sections {
+            let key = (section.workload.as_str(), section.filesystem.as_str());
+            verdicts.entry(key).or_default().extend(section.verdicts.iter().cloned());
+        }
+        verdicts.into_iter().map(|(key, verdicts)| (key, Totals::of(&verdicts))).collect()
+    }
+
     /// For people: a table, and each conviction.
     pub fn text(&self) -> String {
         let mut text = String::new();
         let heads =
             ["workload", "fs", "states", "epochs", "none", "all", "prefix", "subset", "torn", "2nd cut", "broken"];
         let mut rows = vec![heads.map(str::to_owned).to_vec()];
-        for section in &self.sections {
-            let kind = |word: &str| section.totals.by_kind.get(word).copied().unwrap_or(0).to_string();
+        for ((workload, filesystem), totals) in self.summed() {
+            let kind = |word: &str| totals.by_kind.get(word).copied().unwrap_or(0).to_string();
             rows.push(vec![
-                section.workload.clone(),
-                section.filesystem.clone(),
-                section.totals.states.to_string(),
-                section.totals.epochs.to_string(),
+                workload.to_owned(),
+                filesystem.to_owned(),
+                totals.states.to_string(),
+                totals.epochs.to_string(),
                 kind("none"),
                 kind("all"),
                 kind("prefix"),
                 kind("subset"),
                 kind("torn"),
-                section.totals.second_cuts.to_string(),
-                section.totals.convicted.to_string(),
+                totals.second_cuts.to_string(),
+                totals.convicted.to_string(),
             ]);
         }
         let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
@@ -166,9 +176,9 @@ impl Report {
     pub fn html(&self) -> String {
         let mut page = String::from(HEAD);
         page.push_str("<h1>baleen-powercut</h1>\n<table><tr><th>workload<th>fs<th>states<th>epochs<th>none<th>all<th>prefix<th>subset<th>torn<th>torn512<th>second cuts<th>broken</tr>\n");
-        for section in &self.sections {
-            let kind = |word: &str| section.totals.by_kind.get(word).copied().unwrap_or(0);
-            let class = if section.totals.convicted == 0 { "good" } else { "bad" };
+        for ((workload, filesystem), totals) in self.summed() {
+            let kind = |word: &str| totals.by_kind.get(word).copied().unwrap_or(0);
+            let class = if totals.convicted == 0 { "good" } else { "bad" };
             let _ = writeln!(
                 page,
                 "<tr><td><a href=\"#{anchor}\">{workload}</a><td>{filesystem}<td>{states}<td>{epochs}<td>{}<td>{}<td>{}<td>{}<td>{}<td>{}<td>{}<td class=\"{class}\">{}</tr>",
@@ -178,13 +188,13 @@ impl Report {
                 kind("subset"),
                 kind("torn"),
                 kind("torn512"),
-                section.totals.second_cuts,
-                section.totals.convicted,
-                anchor = escaped(&section.anchor()),
-                workload = escaped(&section.workload),
-                filesystem = escaped(&section.filesystem),
-                states = section.totals.states,
-                epochs = section.totals.epochs,
+                totals.second_cuts,
+                totals.convicted,
+                anchor = escaped(&format!("{workload}-{filesystem}")),
+                workload = escaped(workload),
+                filesystem = escaped(filesystem),
+                states = totals.states,
+                epochs = totals.epochs,
             );
         }
         page.push_str("</table>\n");

@@ -211,6 +211,10 @@ fn record_once(
     {
         let store = bench.device.store();
         for block in 0..(size_bytes / BLOCK_BYTES as u64) as u32 {
+            if store.is_untouched(block) {
+                image.push(ZEROS);
+                continue;
+            }
             let bytes = store.block(block).map_err(|source| on("read block of", bench.device.path(), source))?;
             image.push(recorder.base(block, &bytes)?);
         }
@@ -502,7 +506,7 @@ impl<'a> Judge<'a> {
             recording: self.recording.identity().to_owned(),
             state: state.to_string(),
             epoch: state.epoch,
-            kind: state.kind.word().to_owned(),
+            kind: kept.word(state.kind).to_owned(),
             kept: hex,
             writes: kept.counts,
             acknowledged: history.acknowledged().count() as u32,

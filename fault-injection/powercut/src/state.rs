@@ -121,6 +121,15 @@ pub struct KeptSet {
 }
 
 impl KeptSet {
+    /// The word for what the set is, whatever it was called: a subset that keeps all is `all` (S2).
+    pub fn word(&self, kind: Kind) -> &'static str {
+        match self.counts {
+            (_, 0, 0) if !self.kept.is_empty() => "all",
+            _ if self.kept.is_empty() => "none",
+            _ => kind.word(),
+        }
+    }
+
     /// A name for the set within its epoch (S2).
     pub fn key(&self) -> [u8; 16] {
         let mut hasher = blake3::Hasher::new();
@@ -305,6 +314,9 @@ mod tests {
         assert_eq!(kept(Kind::Prefix(2)).counts, (2, 0, 2));
         assert_eq!(kept(Kind::Prefix(4)).key(), kept(Kind::All).key());
         assert_eq!(kept(Kind::Prefix(0)).key(), kept(Kind::None).key());
+        assert_eq!(kept(Kind::Prefix(4)).word(Kind::Prefix(4)), "all");
+        assert_eq!(kept(Kind::Prefix(0)).word(Kind::Prefix(0)), "none");
+        assert_eq!(kept(Kind::Prefix(1)).word(Kind::Prefix(1)), "prefix");
     }
 
     #[test]

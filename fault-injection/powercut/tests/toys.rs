@@ -1,36 +1,9 @@
 //! The judge is judged: every toy with a mistake is convicted on a real file system, and no toy without one ever is.
 
-use std::path::PathBuf;
+mod support;
 
 use baleen_powercut::{FileSystem, Judged, Plan, RecordOptions, Recording, Summary, Toy, Verdict, explore, record};
-
-/// Says why the rig cannot work here; in CI that is a failure.
-fn skipped(test: &str) -> bool {
-    let root = rustix::process::geteuid().is_root();
-    if root && std::path::Path::new("/dev/fuse").exists() && std::path::Path::new("/dev/loop-control").exists() {
-        return false;
-    }
-    assert!(std::env::var_os("CI").is_none(), "{test}: CI must have root, FUSE and loop devices");
-    eprintln!("SKIPPED: {test}: it needs root, FUSE and loop devices");
-    true
-}
-
-/// A folder for recordings that is gone with the test.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Scratch {
-        let path = std::env::temp_dir().join(format!("baleen-powercut-test.{}.{name}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Scratch(path)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
+use support::{Scratch, chain, skipped};
 
 fn recorded(filesystem: FileSystem, mut toy: Toy, scratch: &Scratch) -> Recording {
     let out = scratch.0.join(toy.word());
@@ -43,16 +16,6 @@ fn explored(recording: &Recording, mut toy: Toy, plan: &Plan) -> (Summary, Vec<V
     let summary = explore(recording, &mut toy, plan, &mut Judged::new(), &mut keep)
         .unwrap_or_else(|error| panic!("{toy:?}: {}", chain(&error)));
     (summary, verdicts)
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }
 
 /// The first state that convicts.
@@ -95,5 +58,27 @@ fn no_right_toy_is_ever_convicted_on_ext4() {
         println!("{}: {} epochs, {summary:?}", toy.word(), recording.epoch_count());
         assert_eq!(conviction(&verdicts), None, "{toy:?}");
         assert!(summary.judged >= 20, "{toy:?}: {summary:?}");
+    }
+}
+
+/// The other file systems: every wrong toy, few states; `BALEEN_SOAK` gives right ones many.
+fn judged_on(filesystem: FileSystem) {
+    let states = if std::env::var_os("BALEEN_SOAK").is_some() { 150 } else { 20 };
+    let findings =
+        baleen_powercut::judge_the_judge(filesystem, states).unwrap_or_else(|error| panic!("{}", chain(&error)));
+    assert!(findings.is_empty(), "{findings:?}");
+}
+
+#[test]
+fn the_toys_are_judged_rightly_on_xfs() {
+    if !skipped("the_toys_are_judged_rightly_on_xfs") {
+        judged_on(FileSystem::Xfs);
+    }
+}
+
+#[test]
+fn the_toys_are_judged_rightly_on_btrfs() {
+    if !skipped("the_toys_are_judged_rightly_on_btrfs") {
+        judged_on(FileSystem::Btrfs);
     }
 }

@@ -1,0 +1,342 @@
+//! What the rig promises of its disks: they fail as told, keep what a recording says, and a chain of cuts is one recording.
+
+mod support;
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::FileExt as _;
+
+use baleen_powercut::workload::{Broken, History, Marks, Place, Workload, WorkloadError};
+use baleen_powercut::{
+    External, Fault, FileSystem, Judged, Plan, RecordError, RecordOptions, Recording, Report, Request, Results,
+    RigError, State, Toy, Verdict, explore, image_of, judge, record, record_on, replay, with_disk,
+};
+use support::{Scratch, chain, skipped};
+
+fn options() -> RecordOptions {
+    RecordOptions::new(FileSystem::Ext4)
+}
+
+#[test]
+fn a_flush_that_fails_is_told_to_the_program_that_syncs() {
+    if skipped("a_flush_that_fails_is_told_to_the_program_that_syncs") {
+        return;
+    }
+    let told = with_disk(&options(), |disk| {
+        let file = File::create(disk.path().join("file")).unwrap();
+        file.write_all_at(&[7; 100], 0).unwrap();
+        disk.fail(vec![Fault::Once { request: Request::Flush, number: 0 }]);
+        let told = file.sync_all();
+        drop(file);
+        let (_, writes, flushes) = disk.counted();
+        assert!(writes > 0 && flushes > 0, "{writes} writes, {flushes} flushes");
+        Ok(told.map_err(|error| error.raw_os_error()))
+    });
+    assert_eq!(told.unwrap_or_else(|error| panic!("{}", chain(&error))), Err(Some(libc::EIO)));
+}
+
+#[test]
+fn a_write_that_fails_is_told_by_the_next_sync() {
+    if skipped("a_write_that_fails_is_told_by_the_next_sync") {
+        return;
+    }
+    let told = with_disk(&options(), |disk| {
+        let file = File::create(disk.path().join("file")).unwrap();
+        file.write_all_at(&[7; 100], 0).unwrap();
+        disk.fail(vec![Fault::Once { request: Request::Write, number: 0 }]);
+        Ok(file.sync_all().map_err(|error| error.raw_os_error()))
+    });
+    assert_eq!(told.unwrap_or_else(|error| panic!("{}", chain(&error))), Err(Some(libc::EIO)));
+}
+
+#[test]
+fn a_read_that_fails_is_told_to_the_reader() {
+    if skipped("a_read_that_fails_is_told_to_the_reader") {
+        return;
+    }
+    let read = with_disk(&options(), |disk| {
+        fs::write(disk.path().join("file"), [7; 8192]).unwrap();
+        disk.unmount()?;
+        disk.mount()?;
+        let file = File::open(disk.path().join("file")).unwrap();
+        // The inode is in the cache now, the bytes are not. Read-ahead may take the first failure for itself.
+        disk.fail((0..4).map(|number| Fault::Once { request: Request::Read, number }).collect());
+        let read = file.read_exact_at(&mut [0; 100], 0);
+        disk.fail(Vec::new());
+        Ok(read.map_err(|error| error.raw_os_error()))
+    });
+    assert_eq!(read.unwrap_or_else(|error| panic!("{}", chain(&error))), Err(Some(libc::EIO)));
+}
+
+#[test]
+fn a_disk_that_turns_read_only_takes_nothing_more() {
+    if skipped("a_disk_that_turns_read_only_takes_nothing_more") {
+        return;
+    }
+    let told = with_disk(&options(), |disk| {
+        disk.fail(vec![Fault::ReadOnlyFrom { write: 0 }]);
+        let written = File::create(disk.path().join("file")).and_then(|mut file| {
+            file.write_all(b"never")?;
+            file.sync_all()
+        });
+        Ok(written.map_err(|error| error.raw_os_error()))
+    });
+    let error = told.unwrap_or_else(|error| panic!("{}", chain(&error))).unwrap_err();
+    assert!([Some(libc::EIO), Some(libc::EROFS)].contains(&error), "{error:?}");
+}
+
+#[test]
+fn a_small_disk_fills_up() {
+    if skipped("a_small_disk_fills_up") {
+        return;
+    }
+    let filled = with_disk(&options(), |disk| {
+        let written = fs::write(disk.path().join("file"), vec![7; 32 << 20]);
+        Ok(written.map_err(|error| error.kind()))
+    });
+    assert_eq!(filled.unwrap_or_else(|error| panic!("{}", chain(&error))), Err(ErrorKind::StorageFull));
+}
+
+#[test]
+fn bit_rot_changes_one_byte_of_the_file_that_was_chosen() {
+    if skipped("bit_rot_changes_one_byte_of_the_file_that_was_chosen") {
+        return;
+    }
+    let (one, other) = with_disk(&options(), |disk| {
+        fs::write(disk.path().join("one"), [7; 10_000]).unwrap();
+        fs::write(disk.path().join("other"), [7; 10_000]).unwrap();
+        disk.rot(&disk.path().join("one"), 9_000, 0b1000)?;
+        Ok((fs::read(disk.path().join("one")).unwrap(), fs::read(disk.path().join("other")).unwrap()))
+    })
+    .unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let mut expected = vec![7; 10_000];
+    assert_eq!(other, expected);
+    expected[9_000] = 0b1111;
+    assert!(one == expected, "another byte changed");
+}
+
+#[test]
+fn a_chain_of_cuts_is_one_recording_that_keeps_every_acknowledgement() {
+    if skipped("a_chain_of_cuts_is_one_recording_that_keeps_every_acknowledgement") {
+        return;
+    }
+    let scratch = Scratch::new("chain");
+    let mut toy = Toy::CarefulLog;
+    let first =
+        record(&options(), &mut toy, &scratch.0.join("first")).unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let cut: State = format!("{}:none", first.epoch_count() / 2).parse().unwrap();
+    let acknowledged = |recording: &Recording, epoch: u32| {
+        History { marks: recording.marks_until(epoch) }.acknowledged().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let before = acknowledged(&first, cut.epoch);
+    assert!(!before.is_empty());
+    let second = record_on(&first, cut, &mut toy, &scratch.0.join("second"), 3)
+        .unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let all = acknowledged(&second, second.epoch_count());
+    assert!(all.len() > before.len() && all.starts_with(&before), "{before:?}, then {all:?}");
+    assert!(second.epoch_count() > cut.epoch + 1);
+    // Its states are judged against both parts, and the states before the cut are those of the first recording.
+    let mut verdicts = Vec::new();
+    let plan = Plan { states_max: 40, second_cuts: 1, ..Plan::default() };
+    explore(&second, &mut toy, &plan, &mut Judged::new(), &mut |verdict: &Verdict| verdicts.push(verdict.clone()))
+        .unwrap_or_else(|error| panic!("{}", chain(&error)));
+    assert!(verdicts.iter().all(|verdict| verdict.broken.is_empty()), "{verdicts:?}");
+    assert!(verdicts.iter().any(|verdict| verdict.after.is_some()), "no recovery was cut");
+    let image = |recording: &Recording, name: &str| {
+        let path = scratch.0.join(name);
+        image_of(recording, cut, &path).unwrap();
+        fs::read(path).unwrap()
+    };
+    assert!(image(&first, "a") == image(&second, "b"), "the chain has other states before its cut");
+}
+
+#[test]
+fn a_state_is_the_same_each_time_it_is_mounted() {
+    if skipped("a_state_is_the_same_each_time_it_is_mounted") {
+        return;
+    }
+    let scratch = Scratch::new("again");
+    let mut toy = Toy::OverwriteInPlace;
+    let recording =
+        record(&options(), &mut toy, &scratch.0.join("r")).unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let mut convicted = None;
+    let plan = Plan { states_max: 400, convictions_max: 1, ..Plan::default() };
+    let mut each = |verdict: &Verdict| convicted = Some(verdict.clone()).filter(|verdict| !verdict.broken.is_empty());
+    explore(&recording, &mut toy, &plan, &mut Judged::new(), &mut each).unwrap();
+    let convicted = convicted.expect("overwriting in place is convicted");
+    let state: State = convicted.state.parse().unwrap();
+    // What one look writes is gone before the next.
+    let look = || {
+        let seen = replay(&recording, state, |disk| {
+            let bytes = fs::read(disk.join("file")).unwrap();
+            fs::write(disk.join("file"), b"scribble").unwrap();
+            bytes
+        });
+        seen.unwrap_or_else(|error| panic!("{}", chain(&error)))
+    };
+    assert_eq!(look(), look());
+    let again = judge(&recording, &mut toy, state).unwrap();
+    assert_eq!(again.broken, convicted.broken);
+    let missing = judge(&recording, &mut toy, format!("{}:none", recording.epoch_count()).parse().unwrap());
+    assert!(matches!(missing, Err(RigError::NoSuchState { .. })), "{missing:?}");
+}
+
+#[test]
+fn a_recording_with_any_byte_changed_or_cut_off_is_refused() {
+    if skipped("a_recording_with_any_byte_changed_or_cut_off_is_refused") {
+        return;
+    }
+    let scratch = Scratch::new("damage");
+    let path = scratch.0.join("r");
+    record(&options(), &mut Toy::CarefulLog, &path).unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let whole = fs::read(&path).unwrap();
+    let copy = scratch.0.join("copy");
+    let step = (whole.len() / 60).max(1);
+    for at in (0..whole.len()).step_by(step) {
+        let mut changed = whole.clone();
+        changed[at] ^= 0x10;
+        fs::write(&copy, &changed).unwrap();
+        let opened = Recording::open(&copy);
+        assert!(
+            matches!(opened, Err(RecordError::Damaged { .. } | RecordError::Version { .. })),
+            "byte {at} of {}: {opened:?}",
+            whole.len()
+        );
+        fs::write(&copy, &whole[..at]).unwrap();
+        assert!(matches!(Recording::open(&copy), Err(RecordError::Damaged { .. })), "cut at {at}");
+    }
+}
+
+/// The same promise as a careful toy's, kept by a program that speaks lines of JSON.
+const PROGRAM: &str = r#"
+import json, os, sys
+for line in sys.stdin:
+    ask = json.loads(line)
+    def say(**word):
+        print(json.dumps(word), flush=True)
+    def mark(**word):
+        say(**word)
+        assert json.loads(sys.stdin.readline())["marked"]
+    path = os.path.join(ask["disk"], "file")
+    if ask["do"] == "run":
+        mark(begin="file")
+        with open(path, "w") as file:
+            file.write("hello")
+            if MODE == "right":
+                file.flush()
+                os.fsync(file.fileno())
+        if MODE == "right":
+            folder = os.open(ask["disk"], os.O_RDONLY)
+            os.fsync(folder)
+        mark(acknowledge="file")
+    elif ask["do"] == "check":
+        promised = {"kind": "acknowledged", "text": "file"} in ask["history"]
+        whole = os.path.exists(path) and open(path).read() == "hello"
+        if promised and not whole:
+            say(broken={"promise": "durable", "what": "the file is not there"})
+    say(done=True)
+"#;
+
+#[test]
+fn a_program_that_speaks_lines_is_judged_like_any_workload() {
+    if skipped("a_program_that_speaks_lines_is_judged_like_any_workload") {
+        return;
+    }
+    let scratch = Scratch::new("external");
+    for (mode, broken) in [("right", false), ("wrong", true)] {
+        let program = scratch.0.join(format!("{mode}.py"));
+        fs::write(&program, format!("MODE = {mode:?}\n{PROGRAM}")).unwrap();
+        let mut workload = External::new(vec!["python3".into(), program.into()]);
+        let recording = record(&options(), &mut workload, &scratch.0.join(mode))
+            .unwrap_or_else(|error| panic!("{mode}: {}", chain(&error)));
+        let plan = Plan { states_max: 12, ..Plan::default() };
+        let summary = explore(&recording, &mut workload, &plan, &mut Judged::new(), &mut |_| ())
+            .unwrap_or_else(|error| panic!("{mode}: {}", chain(&error)));
+        assert_eq!(summary.convicted > 0, broken, "{mode}: {summary:?}");
+    }
+}
+
+#[test]
+fn a_report_names_every_conviction_and_its_page_needs_nothing_beside_it() {
+    if skipped("a_report_names_every_conviction_and_its_page_needs_nothing_beside_it") {
+        return;
+    }
+    let scratch = Scratch::new("report");
+    let mut toy = Toy::RenameTooEarly;
+    let recording = record(&options(), &mut toy, &scratch.0.join("toy.powercut"))
+        .unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let mut results = Results::open(&scratch.0.join("toy.jsonl")).unwrap();
+    let plan = Plan { states_max: 30, ..Plan::default() };
+    let mut keep = |verdict: &Verdict| results.keep(verdict).unwrap();
+    let summary = explore(&recording, &mut toy, &plan, &mut Judged::new(), &mut keep).unwrap();
+    assert!(summary.convicted > 0);
+    // A later run goes on: what has been judged is not judged again.
+    let mut judged = results.judged(recording.identity());
+    assert_eq!(judged.len() as u64, summary.judged);
+    let mut again = Vec::new();
+    let more = Plan { states_max: 10, ..Plan::default() };
+    explore(&recording, &mut toy, &more, &mut judged, &mut |verdict: &Verdict| again.push(verdict.clone())).unwrap();
+    let known = |verdict: &Verdict| {
+        let same = |other: &&Verdict| (other.epoch, &other.kept) == (verdict.epoch, &verdict.kept);
+        results.verdicts().iter().find(same).is_some()
+    };
+    assert!(!again.iter().any(known), "a state was judged twice");
+
+    let report = Report::of(&scratch.0).unwrap();
+    let (text, page) = (report.text(), report.html());
+    for verdict in results.verdicts().iter().filter(|verdict| !verdict.broken.is_empty()) {
+        assert!(text.contains(&format!("state {}:", verdict.state)), "{}\n{text}", verdict.state);
+        assert!(page.contains(&format!("<td>{}<td>", verdict.state)), "{}", verdict.state);
+    }
+    for outside in ["http:", "https:", "src=", "url(", "<script", "<link", "@import"] {
+        assert!(!page.contains(outside), "the page needs {outside}");
+    }
+    let json: serde_json::Value = serde_json::from_str(&report.json().unwrap()).unwrap();
+    assert_eq!(json["sections"][0]["totals"]["convicted"], summary.convicted);
+}
+
+/// Acknowledges between two halves of its work, from another thread: marks lie in order with the writes.
+struct Halves;
+
+impl Workload for Halves {
+    fn name(&self) -> String {
+        "halves".to_owned()
+    }
+
+    fn run(&mut self, place: &Place<'_>, marks: &Marks) -> Result<(), WorkloadError> {
+        let failed = |error| WorkloadError::failed("write a half", error);
+        for half in ["one", "two"] {
+            marks.begin(half);
+            let file = File::create(place.disk.join(half)).map_err(failed)?;
+            file.write_all_at(&[1; 5000], 0).map_err(failed)?;
+            file.sync_all().map_err(failed)?;
+            let marks = marks.clone();
+            std::thread::spawn(move || marks.acknowledge(half)).join().expect("it only marks");
+        }
+        Ok(())
+    }
+
+    fn check(&mut self, place: &Place<'_>, history: &History) -> Result<Vec<Broken>, WorkloadError> {
+        let whole = |half: &&str| !fs::read(place.disk.join(half)).is_ok_and(|bytes| bytes == [1; 5000]);
+        Ok(history.acknowledged().filter(whole).map(|half| Broken::new("durable", half)).collect())
+    }
+}
+
+#[test]
+fn a_mark_lies_after_the_flush_that_it_waited_for_and_before_the_next() {
+    if skipped("a_mark_lies_after_the_flush_that_it_waited_for_and_before_the_next") {
+        return;
+    }
+    let scratch = Scratch::new("marks");
+    let recording =
+        record(&options(), &mut Halves, &scratch.0.join("r")).unwrap_or_else(|error| panic!("{}", chain(&error)));
+    // Every epoch: with an acknowledgement, the half is durable whatever is lost.
+    let plan = Plan { boundaries_only: true, states_max: u64::MAX, ..Plan::default() };
+    let summary = explore(&recording, &mut Halves, &plan, &mut Judged::new(), &mut |_| ()).unwrap();
+    assert_eq!(summary.convicted, 0, "{summary:?}");
+    let counts: Vec<usize> = (0..recording.epoch_count())
+        .map(|epoch| History { marks: recording.marks_until(epoch) }.acknowledged().count())
+        .collect();
+    assert!(counts.is_sorted() && counts.first() == Some(&0) && counts.last() == Some(&2), "{counts:?}");
+    assert!(counts.contains(&1), "the first half was never acknowledged alone: {counts:?}");
+}
