@@ -181,6 +181,21 @@ impl Partial {
         store.begin_partial(&blob)
     }
 
+    /// Moves everything but the file `keep` and the checkpoint to the trash: a layer is extracted once more from what
+    /// was kept of its bytes.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn clear_but(&self, keep: &[u8]) -> Result<(), StoreError> {
+        let (store, dir) = (&self.inner.store, &self.inner.dir);
+        for entry in store.shared.disk.read_dir(dir).context("list", || format!("partial/{}", self.inner.blob))? {
+            if entry.name != keep && !SLOTS.contains(&entry.name.as_slice()) {
+                store.to_trash(dir, &entry.name)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Lets go of the layer for now: a later [`Store::begin_partial`] goes on from the last checkpoint. Without one, and
     /// after a failed barrier (R3), what was extracted is given up. Every thread that extracted has ended.
     pub fn keep(mut self) {
