@@ -239,7 +239,7 @@ impl Fetch {
     /// Whether somebody has stored the layer while this job waited for its turn.
     async fn is_stored(&self) -> Result<bool, EngineError> {
         let (store, key) = (self.store.clone(), LayerKey::new(self.diff_id));
-        task::spawn_blocking(move || store.layer(&key).is_some())
+        task::spawn_blocking(move || store.lease().layer(&key).is_some())
             .await
             .map_err(|error| ended("look up a layer", &error))
     }

@@ -1,4 +1,4 @@
-//! Images: what the store holds of them (`lookup`), how they come (`pull`, `download`, `load`, `unpack`, `commit`) and go (`remove`).
+//! Images: what the store holds of them (`lookup`), how they come (`pull`, `download`, `load`, `unpack`, `spool`, `commit`) and go (`remove`).
 
 mod commit;
 mod download;
@@ -6,6 +6,7 @@ mod load;
 mod lookup;
 mod pull;
 mod remove;
+mod spool;
 mod unpack;
 
 use std::fmt;

@@ -17,6 +17,7 @@ use baleen_store::{Durability, LayerFact, LayerKey, Partial, Store, StoreError};
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
+use super::spool::{self, Kept, Spool, Watch};
 use crate::error::EngineError;
 
 /// See [`known_cuts`]: a checkpoint after 2 MiB, and after 4 seconds of a slow network.
@@ -84,36 +85,67 @@ pub(crate) fn unpack(
     begins: oneshot::Sender<u64>,
     pieces: &mut mpsc::Receiver<Piece>,
 ) -> Result<(Partial, LayerFact), UnpackError> {
-    let (partial, extraction, offset) = begin(store, layer, checkpointing)?;
+    let Begun { partial, extraction, offset, mut spool } = begin(store, layer, checkpointing)?;
+    let failed = |error| UnpackError::of_store(error, &layer.blob);
     // Nobody listens any more: then no pieces come either.
     let _ = begins.send(offset);
-    loop {
+    let mut is_fed = true;
+    if let Some(spool) = &spool {
+        let mut at = 0;
+        while is_fed && at < offset {
+            let piece = spool.read(&partial, at).map_err(failed)?;
+            at += piece.len() as u64;
+            is_fed = extraction.feed(piece).is_ok();
+        }
+    }
+    let (progress, sink) = (extraction.progress(), partial.checkpoints());
+    let was_cut = checkpointing.is_some_and(|checkpointing| checkpointing.cuts > 0);
+    let mut watch = (was_cut && offset == 0 && spool.is_none()).then(Watch::default);
+    while is_fed {
         match pieces.blocking_recv() {
             Some(Piece::Bytes(bytes)) => {
-                if extraction.feed(bytes.into()).is_err() {
-                    break; // `finish` says why.
+                if let Some(spool) = &mut spool {
+                    spool.append(&partial, &bytes).map_err(failed)?;
                 }
+                if let Some(watch) = &mut watch {
+                    watch.count(bytes.len(), progress.checkpoints(), &sink).map_err(failed)?;
+                }
+                is_fed = extraction.feed(bytes.into()).is_ok(); // If not, `finish` says why.
             }
             Some(Piece::End) => break,
             None => {
                 extraction.abort();
+                if let Some(Err(error)) = spool.map(|mut spool| spool.save()) {
+                    tracing::debug!(digest = %layer.blob, error = %error, "the last bytes of a layer are not kept");
+                }
                 partial.keep();
                 return Err(UnpackError::Abandoned);
             }
         }
     }
     match extraction.finish() {
-        Ok(extracted) => Ok((partial, fact(layer, &extracted))),
+        Ok(extracted) => {
+            if let Some(spool) = spool {
+                spool.end(&partial).map_err(failed)?;
+            }
+            Ok((partial, fact(layer, &extracted)))
+        }
         Err(error) => Err(refused(store, layer, error, offset > 0)),
     }
 }
 
-/// Begins with a layer, or goes on with what is left of it; tells from which byte.
-fn begin(
-    store: &Store,
-    layer: &LayerSource,
-    checkpointing: Option<&Checkpointing>,
-) -> Result<(Partial, Extraction, u64), UnpackError> {
+/// A layer that is being extracted.
+struct Begun {
+    partial: Partial,
+    extraction: Extraction,
+    /// The next byte that is needed of its blob.
+    offset: u64,
+    /// What is kept of its bytes, if that is how it goes on.
+    spool: Option<Spool>,
+}
+
+/// Begins with a layer, or goes on with what is left of it.
+fn begin(store: &Store, layer: &LayerSource, checkpointing: Option<&Checkpointing>) -> Result<Begun, UnpackError> {
     let failed = |error| UnpackError::of_store(error, &layer.blob);
     let io = |source| UnpackError::Failed(EngineError::Io { action: "open", path: "partial".into(), source });
     let room_bytes = room(store).map_err(failed)?;
@@ -136,22 +168,51 @@ fn begin(
     };
     let dir = |partial: &Partial| store.disk().open_dir_in_root(partial.dir(), Path::new(".")).map_err(io);
     let mut partial = store.begin_partial(&layer.blob).map_err(failed)?;
-    if let Some(checkpoint) = partial.checkpoint() {
-        if checkpointing.is_some() {
-            let (disk, dir, expected) = (Arc::clone(store.disk()), dir(&partial)?, expected(checkpoint.tree_bytes));
-            match Extraction::resume(disk, dir, expected, support(&partial), &checkpoint.state) {
-                Ok((extraction, offset)) => return Ok((partial, extraction, offset)),
-                Err(error) => {
-                    tracing::warn!(digest = %layer.blob, error = %error, "a cut layer cannot be resumed and starts anew");
+    let mut kept = None;
+    if let Some(checkpoint) = partial.checkpoint().filter(|_| checkpointing.is_some()) {
+        match Kept::of(&checkpoint.state) {
+            Kept::No => {
+                let (disk, dir, expected) = (Arc::clone(store.disk()), dir(&partial)?, expected(checkpoint.tree_bytes));
+                match Extraction::resume(disk, dir, expected, support(&partial), &checkpoint.state) {
+                    Ok((extraction, offset)) => return Ok(Begun { partial, extraction, offset, spool: None }),
+                    Err(error) => {
+                        let error: &dyn std::error::Error = &error;
+                        tracing::warn!(digest = %layer.blob, error, "a cut layer cannot be resumed and starts anew");
+                    }
                 }
             }
+            Kept::FromNowOn => kept = Some(0),
+            Kept::Bytes(bytes) if layer.size_bytes.is_none_or(|size_bytes| bytes <= size_bytes) => kept = Some(bytes),
+            Kept::Bytes(_) => {}
         }
+    }
+    let (disk, start) = (store.disk(), |partial: &Partial, support| {
+        let extraction = Extraction::start_with(Arc::clone(store.disk()), dir(partial)?, expected(0), support);
+        extraction.map_err(|error| refused(store, layer, error, false))
+    });
+    if let Some(bytes @ 1..) = kept {
+        // All but the compressed bytes is extracted once more.
+        match partial.clear_but(spool::FILE).and_then(|()| Spool::open(disk, &partial, bytes)) {
+            Ok(spool) => {
+                let extraction = start(&partial, Support::default())?;
+                return Ok(Begun { partial, extraction, offset: bytes, spool: Some(spool) });
+            }
+            Err(error) => {
+                let error: &dyn std::error::Error = &error;
+                tracing::warn!(digest = %layer.blob, error, "the bytes that were kept of a layer are fetched anew");
+            }
+        }
+    }
+    if partial.checkpoint().is_some() {
         partial = partial.start_over().map_err(failed)?;
     }
-    let (disk, dir) = (Arc::clone(store.disk()), dir(&partial)?);
-    let extraction = Extraction::start_with(disk, dir, expected(0), support(&partial));
-    let extraction = extraction.map_err(|error| refused(store, layer, error, false))?;
-    Ok((partial, extraction, 0))
+    if kept.is_some() {
+        let spool = Spool::open(disk, &partial, 0).map_err(failed)?;
+        let extraction = start(&partial, Support::default())?;
+        return Ok(Begun { partial, extraction, offset: 0, spool: Some(spool) });
+    }
+    let extraction = start(&partial, support(&partial))?;
+    Ok(Begun { partial, extraction, offset: 0, spool: None })
 }
 
 /// Cuts to reckon with: a layer that was cut without leaving a checkpoint may have been so many times, uncounted.

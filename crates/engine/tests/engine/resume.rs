@@ -1,12 +1,12 @@
 //! Pulls that are cut and go on from a checkpoint, whoever goes on.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use baleen_engine::{CheckpointIntervals, EngineConfig, LayerPhase, Progress, PruneFilter, Pulled, progress_channel};
 use baleen_tests::archive::Entry;
-use baleen_tests::image::{Image, Layer};
+use baleen_tests::image::{Compression, Image, Layer};
 use baleen_tests::random::Random;
 use baleen_tests::store::layer_differences;
 use baleen_tests::stub::{Reply, Stub};
@@ -19,6 +19,7 @@ crate::tests!(
     a_pull_whose_client_has_gone_is_gone_on_with_by_another_tag_that_shares_the_layer,
     a_registry_that_refuses_ranges_ends_a_cut_pull_well,
     wrong_bytes_before_a_cut_are_found_and_the_layer_is_fetched_anew,
+    a_layer_without_a_place_for_a_checkpoint_is_kept_compressed_after_two_cuts,
     a_prune_gives_up_what_cut_pulls_have_left,
 );
 
@@ -58,6 +59,19 @@ fn cut_at(
     offset: u64,
     by: impl FnOnce(&mut Fixture) -> Result<()>,
 ) -> Result<()> {
+    cut_when(fixture, stub, reference, layer, offset, &|partial| covered_bytes(partial) + BEHIND_BYTES_MAX >= offset)?;
+    by(fixture)
+}
+
+/// The same without an engine's end, once `is_ready` says so of the layer's folder.
+fn cut_when(
+    fixture: &Fixture,
+    stub: &Stub,
+    reference: &str,
+    layer: &Layer,
+    offset: u64,
+    is_ready: &dyn Fn(&Path) -> bool,
+) -> Result<()> {
     stub.limit_rate(RATE_BYTES_PER_SECOND);
     stub.hold(&layer.digest(), offset);
     let engine = fixture.engine();
@@ -68,7 +82,7 @@ fn cut_at(
         let pulling = tokio::spawn(async move { engine.pull(request, sender).await });
         tokio::spawn(async move { while told.recv().await.is_some() {} });
         let begun = Instant::now();
-        while !(stub.wait_held(Duration::ZERO) && covered_bytes(&partial) + BEHIND_BYTES_MAX >= offset) {
+        while !(stub.wait_held(Duration::ZERO) && is_ready(&partial)) {
             ensure!(begun.elapsed() < LIMIT, "no checkpoint came near in {}", partial.display());
             ensure!(!pulling.is_finished(), "the pull has ended");
             tokio::time::sleep(Duration::from_millis(2)).await;
@@ -77,7 +91,6 @@ fn cut_at(
         ensure!(pulling.await.is_err_and(|error| error.is_cancelled()), "the pull has ended");
         Ok(())
     })?;
-    by(fixture)?;
     stub.release();
     stub.limit_rate(0);
     Ok(())
@@ -88,7 +101,7 @@ fn partial(fixture: &Fixture, layer: &Layer) -> PathBuf {
 }
 
 /// Bytes on disk that the last checkpoint there speaks of (docs/formats/partial.md), 0 for none.
-fn covered_bytes(partial: &std::path::Path) -> u64 {
+fn covered_bytes(partial: &Path) -> u64 {
     let covered = |name| {
         let bytes = std::fs::read(partial.join(name)).ok()?;
         Some(u64::from_le_bytes(bytes.get(24..32)?.try_into().ok()?))
@@ -182,7 +195,7 @@ fn wrong_bytes_before_a_cut_are_found_and_the_layer_is_fetched_anew() -> Result<
     let mut fixture = Fixture::tuned("changed", often)?;
     let stub = Stub::start()?;
     // Not compressed, so that a wrong byte of a file is noticed by the digests alone.
-    let layer = Layer::from_tar(layer(4, 40)?.tar, baleen_tests::image::Compression::None)?;
+    let layer = Layer::from_tar(layer(4, 40)?.tar, Compression::None)?;
     let size = layer.blob.len() as u64;
     stub.add("app", "v1", &Image::new(vec![layer.clone()], &["/x"]));
     let mut wrong = layer.blob.clone();
@@ -195,6 +208,38 @@ fn wrong_bytes_before_a_cut_are_found_and_the_layer_is_fetched_anew() -> Result<
     let (pulled, _) = finish(&fixture, &reference, &layer)?;
     assert!(pulled.fetched_bytes > size && pulled.fetched_bytes <= size + size * 2 / 3, "{pulled:?} of {size}");
     assert_eq!(pulled.resumed_bytes, 0);
+    Ok(())
+}
+
+fn a_layer_without_a_place_for_a_checkpoint_is_kept_compressed_after_two_cuts() -> Result<()> {
+    let mut fixture = Fixture::tuned("spool", often)?;
+    let stub = Stub::start()?;
+    // One frame of zstd.
+    let layer = Layer::from_tar(layer(6, 80)?.tar, Compression::Zstd)?;
+    let size = layer.blob.len() as u64;
+    stub.add("app", "v1", &Image::new(vec![layer.clone()], &["/x"]));
+    let reference = stub.reference("app:v1");
+    let offset = size * 4 / 5;
+    let file = partial(&fixture, &layer).join("blob");
+    cut_when(&fixture, &stub, &reference, &layer, offset, &|_| true)?;
+    restart(&mut fixture)?;
+    assert!(!partial(&fixture, &layer).exists(), "there is nothing to go on from");
+    cut_when(&fixture, &stub, &reference, &layer, offset, &|partial| partial.join("checkpoint-1").exists())?;
+    restart(&mut fixture)?;
+    assert!(!file.exists(), "it was cut once when the second attempt began");
+    for part in [3, 4] {
+        let offset = size * part / 5;
+        let is_kept = |partial: &Path| partial.join("blob").metadata().is_ok_and(|blob| blob.len() + 65_536 >= offset);
+        cut_when(&fixture, &stub, &reference, &layer, offset, &is_kept)?;
+        restart(&mut fixture)?;
+    }
+    let kept = file.metadata()?.len();
+    assert!(kept + 65_536 >= offset, "{kept} bytes are kept of {offset}");
+    let (pulled, _) = finish(&fixture, &reference, &layer)?;
+    assert_eq!((pulled.resumed_bytes, pulled.fetched_bytes), (kept, size - kept));
+    let data = fixture.scratch.join("data/layers");
+    let left = std::fs::read_dir(&data)?.flatten().any(|layer| layer.path().join("blob").exists());
+    assert!(!left, "the compressed bytes are still there");
     Ok(())
 }
 
