@@ -5,6 +5,7 @@
 #   make check     format, lints, docs, licences, sources
 #   make release   the static, stripped binary; prints its path and size
 #   make fuzz      every fuzz target for a minute each
+#   make powercut  power cuts in thousands of states, on three file systems; goes on where the last run stopped
 #   make soak      the long versions of the tests that are cut short in `make test`
 
 SHELL := /bin/bash
@@ -17,7 +18,7 @@ MULTIARCH := $(shell gcc -print-multiarch 2>/dev/null || echo x86_64-linux-gnu)
 TOOLS := $(CARGO_TARGET_DIR)/tools
 export PATH := $(PATH):$(TOOLS)/usr/bin:$(TOOLS)/usr/sbin
 
-.PHONY: all demo test check release fuzz soak deps bench
+.PHONY: all demo test check release fuzz powercut soak deps bench
 all: release
 
 deps:
@@ -49,6 +50,11 @@ release: deps
 
 fuzz: deps
 	@scripts/fuzz
+
+# BALEEN_POWERCUT_SECONDS bounds it; without, it ends when every workload has its states.
+powercut: deps release
+	cargo build --locked -p baleen-powercut
+	@BALEEN_BIN=$(RELEASE) BALEEN_TOOLS=$(TOOLS) scripts/powercut
 
 bench: deps release
 	@BALEEN_BIN=$(RELEASE) bench/run
