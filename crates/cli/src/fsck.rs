@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use baleen_fsck::{EXIT_CLEAN, EXIT_OPERATIONAL, EXIT_USAGE, Progress, Report};
-use baleen_store::{Inspection, StoreError, SystemDisk};
+use baleen_fsck::{EXIT_CLEAN, EXIT_OPERATIONAL, EXIT_USAGE, Progress, Report, Source};
+use baleen_store::{Inspection, LayerFact, LayerKey, Store, StoreError, SystemDisk};
 use nix::sys::signal::{SigSet, Signal};
 
 const DATA_ROOT: &str = "/var/lib/baleen";
@@ -28,6 +28,7 @@ Check the store of a daemon that does not run. Without an option: what was in fl
 Options:
       --data-root DIR   The store (default /var/lib/baleen)
       --deep            Verify every byte of every image, and the log against the tree
+      --repair          Put right what was found: by itself what a start of the daemon would, with --deep everything
       --after OBJECT    Go on with a deep check that was stopped
       --json            Report as JSON
       --quiet           No progress
@@ -40,6 +41,7 @@ they are added up. What each finding means: docs/fsck.md.
 struct Options {
     data_root: PathBuf,
     deep: bool,
+    repair: bool,
     after: Option<String>,
     json: bool,
     quiet: bool,
@@ -80,7 +82,8 @@ pub(crate) fn run(arguments: impl Iterator<Item = String>) -> ExitCode {
 }
 
 fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Option<Options>, String> {
-    let mut options = Options { data_root: DATA_ROOT.into(), deep: false, after: None, json: false, quiet: false };
+    let mut options =
+        Options { data_root: DATA_ROOT.into(), deep: false, repair: false, after: None, json: false, quiet: false };
     while let Some(argument) = arguments.next() {
         let (name, inline) = match argument.split_once('=') {
             Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
@@ -93,14 +96,15 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Option<Options>,
             "--after" => options.after = Some(value(inline)?),
             _ if inline.is_some() => return Err(format!("{name} takes no value")),
             "--deep" => options.deep = true,
+            "--repair" => options.repair = true,
             "--json" => options.json = true,
             "--quiet" => options.quiet = true,
             "--help" | "-h" => return Ok(None),
             other => return Err(format!("unknown option {other:?}")),
         }
     }
-    if options.after.is_some() && !options.deep {
-        return Err("--after goes with --deep".to_owned());
+    if options.after.is_some() && (!options.deep || options.repair) {
+        return Err("--after goes with --deep, and not with --repair".to_owned());
     }
     Ok(Some(options))
 }
@@ -112,6 +116,9 @@ fn check(options: &Options) -> Result<Option<Report>, StoreError> {
     }
     let io = |source| StoreError::Io { action: "open", path: options.data_root.display().to_string(), source };
     let disk = Arc::new(SystemDisk::open(&options.data_root).map_err(io)?);
+    if options.repair {
+        return repair(options, disk).map(Some);
+    }
     let inspection = Inspection::open(disk)?;
     if !options.deep {
         return baleen_fsck::quick(&inspection).map(Some);
@@ -124,6 +131,65 @@ fn check(options: &Options) -> Result<Option<Report>, StoreError> {
     });
     bar.clear();
     report.map(Some)
+}
+
+fn repair(options: &Options, disk: Arc<SystemDisk>) -> Result<Report, StoreError> {
+    // Only a store whose log and FORMAT are both lost gets a new id.
+    let mut new_id = [0; 16];
+    let id_error = |error: getrandom::Error| StoreError::Io {
+        action: "make an id for",
+        path: "the store".to_owned(),
+        source: error.into(),
+    };
+    getrandom::getrandom(&mut new_id).map_err(id_error)?;
+    let (store, findings) = baleen_fsck::open(disk, new_id)?;
+    let report = if options.deep {
+        let stopped = stop_on_signal();
+        let mut bar = Bar::new(options);
+        let offline = Offline { data_root: options.data_root.clone(), store: store.clone() };
+        let report = baleen_fsck::repair(&store, &offline, findings, &mut |progress| {
+            bar.draw(progress);
+            stopped.load(Ordering::Relaxed)
+        });
+        bar.clear();
+        report?
+    } else {
+        baleen_fsck::opened(findings)
+    };
+    store.close()?;
+    Ok(report)
+}
+
+/// What a repair without a daemon knows of the world: containers outlive their daemon, so their mounts are looked at.
+struct Offline {
+    data_root: PathBuf,
+    store: Store,
+}
+
+impl Source for Offline {
+    fn containers_on(&self, layer: &LayerKey) -> Vec<String> {
+        let containers = self.store.containers().into_iter().filter(|container| {
+            let image = self.store.image(&container.image);
+            image.is_some_and(|image| image.layers.contains(layer)) && self.is_mounted(&container.id)
+        });
+        containers.map(|container| container.name).collect()
+    }
+
+    fn fetch(&self, _: &Store, _: &LayerFact) -> Result<bool, String> {
+        Ok(false)
+    }
+}
+
+impl Offline {
+    /// Whether a container's root is mounted. If that cannot be known, it is.
+    fn is_mounted(&self, id: &str) -> bool {
+        let root = std::fs::canonicalize(&self.data_root).unwrap_or_else(|_| self.data_root.clone());
+        let merged = root.join("containers").join(id).join("merged");
+        let Ok(mounts) = std::fs::read_to_string("/proc/self/mountinfo") else { return true };
+        // The fifth field is the mount point, with spaces and the like as octal numbers.
+        let merged = merged.to_string_lossy().replace('\\', "\\134").replace(' ', "\\040");
+        mounts.lines().any(|line| line.split(' ').nth(4) == Some(&merged))
+    }
 }
 
 /// Whether nothing is there to be checked: a fresh device, whose init system checks before the first start.

@@ -170,7 +170,6 @@ fn row(network: &Value, full: bool) -> Value {
 fn create(client: &Client, parsed: &Parsed) -> Result<Ending, Failure> {
     let mut body = json!({
         "Name": parsed.arguments[0],
-        "CheckDuplicate": true,
         "Driver": parsed.text("driver").unwrap_or("bridge"),
         "Internal": parsed.is("internal"),
         "Attachable": parsed.is("attachable"),

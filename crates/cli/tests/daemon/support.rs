@@ -129,13 +129,31 @@ impl Daemon {
 
     /// Sends bytes on a connection of their own and reads to its end.
     pub(crate) fn exchange(&self, text: &str) -> Answer {
-        let mut stream = UnixStream::connect(&self.socket).expect("it listens");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-        stream.write_all(text.as_bytes()).expect("it reads");
-        let mut bytes = Vec::new();
-        stream.read_to_end(&mut bytes).expect("it answers");
-        Answer::parse(&String::from_utf8(bytes).expect("text"))
+        Answer::of(&self.socket, text)
     }
+
+    /// How its socket is named on command lines.
+    pub(crate) fn host(&self) -> String {
+        format!("unix://{}", self.socket.display())
+    }
+
+    /// Our own client, asking this daemon.
+    pub(crate) fn client(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_baleen"));
+        command.env("DOCKER_HOST", self.host()).env_remove("BALEEN_HOST").env_remove("DOCKER_API_VERSION");
+        command
+    }
+}
+
+/// Docker's own client, if the machine has it. Where it has not, the test that asked says so.
+pub(crate) fn docker(test: &str) -> Option<PathBuf> {
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&folders).map(|folder| folder.join("docker")).find(|path| path.is_file());
+    if found.is_none() {
+        assert!(std::env::var_os("CI").is_none(), "{test} needs docker's client");
+        eprintln!("SKIPPED: {test}: docker's client is not installed");
+    }
+    found
 }
 
 impl Drop for Daemon {
@@ -155,6 +173,16 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
+    /// Sends bytes to a socket and reads to the end of the connection.
+    pub(crate) fn of(socket: &Path, text: &str) -> Answer {
+        let mut stream = UnixStream::connect(socket).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream.write_all(text.as_bytes()).expect("it reads");
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).expect("it answers");
+        Answer::parse(&String::from_utf8(bytes).expect("text"))
+    }
+
     fn parse(text: &str) -> Answer {
         let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no head in {text:?}"));
         let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");

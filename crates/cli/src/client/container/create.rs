@@ -491,9 +491,11 @@ fn namespaces_and_security(parsed: &Parsed, host: &mut Map<String, Json>) -> Res
     if let Some(init) = parsed.boolean("init") {
         host.insert("Init".into(), init.into());
     }
-    for (flag, field) in [("cap-add", "CapAdd"), ("cap-drop", "CapDrop"), ("group-add", "GroupAdd")] {
-        put_list(host, field, parsed.list(flag).to_vec());
-    }
+    let (added, mut dropped) = (capabilities(parsed.list("cap-add")), capabilities(parsed.list("cap-drop")));
+    dropped.retain(|capability| !added.contains(capability));
+    put_list(host, "CapAdd", added);
+    put_list(host, "CapDrop", dropped);
+    put_list(host, "GroupAdd", parsed.list("group-add").to_vec());
     for (flag, field) in [("sysctl", "Sysctls"), ("annotation", "Annotations")] {
         let map = pairs(parsed, flag)?;
         if !map.is_empty() {
@@ -523,6 +525,21 @@ fn namespaces_and_security(parsed: &Parsed, host: &mut Map<String, Json>) -> Res
     }
     put_list(host, "SecurityOpt", options);
     Ok(())
+}
+
+/// Capabilities in one spelling and order; ALL says everything.
+fn capabilities(given: &[String]) -> Vec<String> {
+    let whole = |name: &String| {
+        let name = name.trim().to_ascii_uppercase();
+        if name == "ALL" || name.starts_with("CAP_") { name } else { format!("CAP_{name}") }
+    };
+    let mut all: Vec<String> = given.iter().map(whole).collect();
+    if all.iter().any(|name| name == "ALL") {
+        return vec!["ALL".to_owned()];
+    }
+    all.sort();
+    all.dedup();
+    all
 }
 
 fn devices(parsed: &Parsed, host: &mut Map<String, Json>) -> Result<(), Failure> {
