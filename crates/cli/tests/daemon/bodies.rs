@@ -174,8 +174,14 @@ fn said(value: &Value) -> Option<Value> {
                     "ExposedPorts" | "Volumes" | "Tmpfs" => {
                         value.as_object().filter(|set| !set.is_empty()).map(|_| (key.clone(), value.clone()))
                     }
+                    // With or without the prefix, by version.
+                    "CapAdd" | "CapDrop" => {
+                        let names = value.as_array().into_iter().flatten().filter_map(Value::as_str);
+                        let names: Vec<&str> = names.map(|name| name.trim_start_matches("CAP_")).collect();
+                        (!names.is_empty()).then(|| (key.clone(), names.into()))
+                    }
                     // Docker's client sends these in any order.
-                    "Binds" | "Config" if value.is_array() => {
+                    "Binds" | "Config" | "Env" if value.is_array() => {
                         let mut items: Vec<Value> = value.as_array().into_iter().flatten().filter_map(said).collect();
                         items.sort_by_key(Value::to_string);
                         (!items.is_empty()).then(|| (key.clone(), items.into()))
