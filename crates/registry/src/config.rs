@@ -65,7 +65,7 @@ impl Default for Timeouts {
             handshake: Duration::from_secs(15),
             answer: Duration::from_secs(60),
             idle: Duration::from_secs(60),
-            retry_first: Duration::from_secs(2),
+            retry_first: Duration::from_secs(1),
             retry_max: Duration::from_secs(60),
         }
     }

@@ -112,7 +112,7 @@ mod tests {
     fn waits_double_up_to_their_maximum_unless_the_server_tells_another() {
         let timeouts = Timeouts::default();
         let waits: Vec<u64> = (1..=10).map(|failures| delay(&timeouts, failures, None).as_secs()).collect();
-        assert_eq!(waits, [2, 4, 8, 16, 32, 60, 60, 60, 60, 60]);
+        assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60, 60, 60]);
         assert_eq!(delay(&timeouts, u32::MAX, None), timeouts.retry_max);
         assert_eq!(delay(&timeouts, 9, Some(Duration::from_secs(5))).as_secs(), 5);
         assert_eq!(delay(&timeouts, 1, Some(Duration::ZERO)), timeouts.retry_first);
