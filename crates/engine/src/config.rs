@@ -2,10 +2,15 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use baleen_oci::Platform;
 use baleen_registry::{Clock as RetryClock, MonotonicClock};
 use baleen_snapshotter::Intervals as CheckpointIntervals;
+
+/// Two checkpoints of a layer that was never cut are apart by so much: each costs a few flushes, and what a cut costs
+/// then is so many seconds of downloading.
+const CHECKPOINT_SPACING: Duration = Duration::from_secs(4);
 
 /// Everything that an [`Engine`](crate::Engine) is told from outside. It reads no file and no variable by itself.
 #[derive(Debug, Clone)]
@@ -69,7 +74,7 @@ impl EngineConfig {
             certs_dirs: Vec::new(),
             user_agent: concat!("baleen/", env!("CARGO_PKG_VERSION")).to_owned(),
             retry_clock: Arc::new(MonotonicClock),
-            checkpoint_intervals: CheckpointIntervals::default(),
+            checkpoint_intervals: CheckpointIntervals { spacing: CHECKPOINT_SPACING, ..CheckpointIntervals::default() },
             limits: Limits::default(),
         }
     }
