@@ -147,6 +147,7 @@ async fn serve(invocation: Invocation, config: Config) -> Result<ExitCode, Daemo
     notify("READY=1");
     let code = event_loop(listeners, api.clone(), signals, &invocation).await;
     notify("STOPPING=1");
+    engine.begin_end();
     let live_restore = api.config().reloadable.live_restore;
     if !live_restore {
         stop_all(&engine, api.config().reloadable.shutdown_timeout).await;

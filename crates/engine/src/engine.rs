@@ -4,6 +4,7 @@
 //! exception: dropping its future means that the client has gone.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 
 use baleen_registry::{Client, ClientConfig, InsecureRegistries};
@@ -30,6 +31,7 @@ pub struct Engine {
     pub(crate) containers: Containers,
     pub(crate) execs: Execs,
     pub(crate) volumes: Volumes,
+    ending: AtomicBool,
     /// Held by a prune of containers.
     pub(crate) container_prune_turn: Semaphore,
     /// Held by a prune of images.
@@ -61,6 +63,7 @@ impl Engine {
             containers: Containers::default(),
             execs: Execs::default(),
             volumes: Volumes::default(),
+            ending: AtomicBool::new(false),
             container_prune_turn: Semaphore::new(1),
             prune_turn: Semaphore::new(1),
             trash_turn: Arc::new(Semaphore::new(1)),
@@ -82,6 +85,16 @@ impl Engine {
             Ok(())
         };
         self.door.enter("look for volumes", load).await
+    }
+
+    /// Tells that the end of this engine begins: no restart policy starts anything from now on, and a container that is stopped from now
+    /// on is one that should run when an engine opens again.
+    pub fn begin_end(&self) {
+        self.ending.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::Acquire)
     }
 
     /// Closes the store cleanly; containers and their shims go on. Changes are refused from then on.

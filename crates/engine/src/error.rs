@@ -37,6 +37,12 @@ pub enum Kind {
 #[non_exhaustive]
 pub enum EngineError {
     // Images.
+    /// Only what is paused can be unpaused.
+    #[error("Container {id} is not paused")]
+    NotPaused {
+        /// Full ID.
+        id: String,
+    },
     /// No image has this name or ID.
     #[error("No such image: {name}")]
     NoSuchImage {
@@ -245,6 +251,7 @@ impl EngineError {
             },
             Self::ShuttingDown => Kind::Unavailable,
             Self::ImageRefused { .. }
+            | Self::NotPaused { .. }
             | Self::LayerRefused { .. }
             | Self::NoSpace { .. }
             | Self::Io { .. }

@@ -32,7 +32,8 @@ pub use container::{
     AttachRequest, Attachment, AttachmentInput, AttachmentOutput, ContainerConfig, ContainerDetails, ContainerState,
     ContainerStatus, CreateRequest, Created, DeviceMapping, ExecDetails, ExecRequest, Exit, ExitWait, ExportStream,
     HealthConfig, HostConfig, LogConfig, LogLine, LogStream, LogsRequest, Mount, MountPoint, OutputFrame, OutputStream,
-    PortBinding, PruneFilter, RemoveContainer, RestartPolicy, StopRequest, Ulimit, WaitCondition,
+    PortBinding, ProcessTable, PruneFilter, RemoveContainer, RestartPolicy, StopRequest, Ulimit, UpdateRequest,
+    WaitCondition,
 };
 pub use engine::Engine;
 pub use error::{EngineError, Kind};

@@ -292,7 +292,7 @@ impl Cgroup {
         Ok(())
     }
 
-    fn members(&self) -> Vec<i32> {
+    pub(crate) fn members(&self) -> Vec<i32> {
         let mut members: Vec<i32> = Vec::new();
         for dir in &self.dirs {
             let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();

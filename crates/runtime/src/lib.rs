@@ -29,10 +29,12 @@ mod cgroup;
 mod clock;
 mod devices;
 mod error;
+mod limits;
 mod sys;
 
 pub use client::{ExecConfig, Shim, ShimConfig};
 pub use error::{FailureKind, RuntimeError, StartFailure};
+pub use limits::{processes, update_limits};
 pub use protocol::{AttachOptions, ContainerStatus, ExitRecord, ShimState};
 pub use shim::shim_main;
 pub use spec::ContainerSpec;

@@ -1,14 +1,15 @@
 //! Containers: list, inspect, start, stop, kill, wait, logs, attach, resize, export, remove, prune.
 
 use baleen_engine::{
-    AttachRequest, EngineError, LogLine, LogsRequest, OutputStream, RemoveContainer, StopRequest, Timestamp,
-    WaitCondition,
+    AttachRequest, EngineError, LogLine, LogsRequest, OutputStream, RemoveContainer, RestartPolicy, StopRequest,
+    Timestamp, UpdateRequest, WaitCondition,
 };
 use bytes::Bytes;
 use serde_json::json;
 
 use super::attach::{DetachKeys, frame, pump};
 use super::filters::{ContainerFilters, Filters};
+use super::input::{self, Value};
 use super::{Answer, ApiError, Call, Query};
 use crate::http::{Reply, chunks};
 use crate::json::{ContainerInspect, ContainerListItem};
@@ -98,6 +99,46 @@ pub(crate) async fn restart(name: &str, call: &Call) -> Answer {
 pub(crate) async fn kill(name: &str, call: &Call) -> Answer {
     call.engine().kill_container(name, call.query.get("signal").unwrap_or_default()).await?;
     Ok(Reply::empty(204))
+}
+
+/// `POST /containers/{id}/pause`.
+pub(crate) async fn pause(name: &str, call: &Call) -> Answer {
+    call.engine().pause_container(name).await?;
+    Ok(Reply::empty(204))
+}
+
+/// `POST /containers/{id}/unpause`.
+pub(crate) async fn unpause(name: &str, call: &Call) -> Answer {
+    call.engine().unpause_container(name).await?;
+    Ok(Reply::empty(204))
+}
+
+/// `POST /containers/{id}/rename`.
+pub(crate) async fn rename(name: &str, call: &Call) -> Answer {
+    call.engine().rename_container(name, call.query.get("name").unwrap_or_default()).await?;
+    Ok(Reply::empty(204))
+}
+
+/// `POST /containers/{id}/update`. The docker client gives a policy with an empty name when it means none of the options; an empty object
+/// is how others (the balena supervisor) ask for no restarts.
+pub(crate) async fn update(name: &str, mut call: Call) -> Answer {
+    let mut body = call.json().await?.unwrap_or(Value::Null);
+    let restart_policy = match body.take("RestartPolicy") {
+        Value::Null => None,
+        policy => {
+            let is_empty = policy == Value::Map(Vec::new());
+            Some(input::decode::<RestartPolicy>(policy)?).filter(|policy| is_empty || !policy.name.is_empty())
+        }
+    };
+    let request = UpdateRequest { resources: input::decode(body)?, restart_policy };
+    let warnings = call.engine().update_container(name, request).await?;
+    super::json(200, &json!({ "Warnings": (!warnings.is_empty()).then_some(warnings) }))
+}
+
+/// `GET /containers/{id}/top`.
+pub(crate) async fn top(name: &str, call: &Call) -> Answer {
+    let table = call.engine().top(name, call.query.get("ps_args").unwrap_or_default()).await?;
+    super::json(200, &json!({ "Titles": table.titles, "Processes": table.processes }))
 }
 
 /// `POST /containers/{id}/wait`: the head at once, for the client starts the container once it has it.

@@ -65,7 +65,8 @@ async fn container(path: &str, call: Call) -> Answer {
         (Get, "json") => containers::inspect(name, &call).await,
         (Get, "logs") => containers::logs(name, call).await,
         (Get, "export") => containers::export(name, call).await,
-        (Get, "top" | "changes" | "stats") => Err(ApiError::not_implemented(&format!("container {verb}"))),
+        (Get, "top") => containers::top(name, &call).await,
+        (Get, "changes" | "stats") => Err(ApiError::not_implemented(&format!("container {verb}"))),
         (Get | Head | Put, "archive") => Err(ApiError::not_implemented("container archive")),
         (Post, "start") => containers::start(name, call).await,
         (Post, "stop") => containers::stop(name, &call).await,
@@ -75,9 +76,10 @@ async fn container(path: &str, call: Call) -> Answer {
         (Post, "resize") => containers::resize(name, &call).await,
         (Post, "attach") => containers::attach(name, call).await,
         (Post, "exec") => exec::create(name, call).await,
-        (Post, "pause" | "unpause" | "rename" | "update") => {
-            Err(ApiError::not_implemented(&format!("container {verb}")))
-        }
+        (Post, "pause") => containers::pause(name, &call).await,
+        (Post, "unpause") => containers::unpause(name, &call).await,
+        (Post, "rename") => containers::rename(name, &call).await,
+        (Post, "update") => containers::update(name, call).await,
         _ => Err(ApiError::page_not_found()),
     }
 }

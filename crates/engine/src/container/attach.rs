@@ -42,7 +42,7 @@ impl Engine {
         request: AttachRequest,
     ) -> Result<Attachment, EngineError> {
         let container = self.containers.find(name)?;
-        let config = &container.stored.config;
+        let config = &container.stored().config;
         let options = AttachOptions {
             stdin: request.stdin && config.open_stdin,
             stdout: request.stdout,

@@ -10,12 +10,12 @@ use baleen_runtime::{RuntimeError, client};
 use baleen_store::{Desired, StoreError};
 
 use super::files::EtcFiles;
-use super::run::runtime_error;
+use super::run::{Cause, runtime_error};
 use super::signal::{self, SIGKILL, SIGTERM};
 use super::streams::{ExitWait, WaitCondition};
-use super::table::Container;
+use super::table::{Container, Wake};
 use super::view::ContainerStatus;
-use super::{PruneFilter, RemoveContainer, StopRequest, rootfs};
+use super::{ContainerConfig, PruneFilter, RemoveContainer, StopRequest, rootfs};
 use crate::door::to_its_end;
 use crate::engine::Engine;
 use crate::error::EngineError;
@@ -46,6 +46,7 @@ impl Engine {
         let engine = Arc::clone(self);
         to_its_end("stop a container", async move {
             engine.stop(&container, &request).await?;
+            engine.record_stopped(&container).await?;
             engine.container_event(&container, "stop", &[]);
             Ok(())
         })
@@ -65,7 +66,8 @@ impl Engine {
                 Err(EngineError::AlreadyStopped) => {}
                 Err(error) => return Err(error),
             }
-            engine.start(&container).await?;
+            // That it should run is recorded already, or is recorded by the start: a cut in between does not leave it stopped.
+            engine.start_as(&container, Cause::User).await?;
             engine.container_event(&container, "restart", &[]);
             Ok(())
         })
@@ -85,8 +87,15 @@ impl Engine {
         }
         let engine = Arc::clone(self);
         to_its_end("kill a container", async move {
+            // By the signals that end it a user wants it to stay down; others (a SIGHUP to reload) leave its policy in force.
+            let stop_signal = stop_signal(&container.stored().config)?;
+            let is_end = number == SIGKILL || number == stop_signal;
+            if is_end && engine.end_wait(&container) {
+                return engine.record_stopped(&container).await;
+            }
             if number != SIGKILL {
-                return engine.signal(&container, number).await;
+                engine.signal(&container, number).await?;
+                return if is_end { engine.record_stopped(&container).await } else { Ok(()) };
             }
             let end = container.wait(WaitCondition::NotRunning)?;
             engine.signal(&container, number).await?;
@@ -162,7 +171,7 @@ impl Engine {
             };
             let mut pruned = Pruned::default();
             for container in engine.containers.all() {
-                let passes = filter.lets_pass(container.stored.created, &container.stored.config.labels);
+                let passes = filter.lets_pass(container.stored().created, &container.stored().config.labels);
                 if container.live().state.status.is_running() || !passes {
                     continue;
                 }
@@ -186,21 +195,30 @@ impl Engine {
     }
 
     async fn stop(self: &Arc<Self>, container: &Arc<Container>, request: &StopRequest) -> Result<(), EngineError> {
-        let config = &container.stored.config;
+        let config = &container.stored().config;
         if !container.live().state.status.is_running() {
             return Err(EngineError::AlreadyStopped);
         }
-        let number = match (request.signal.as_deref(), config.stop_signal.as_str()) {
-            (Some(signal), _) if !signal.is_empty() => signal::parse(signal)?,
-            (_, "") => SIGTERM,
-            (_, signal) => signal::parse(signal)?,
+        if self.end_wait(container) {
+            return Ok(());
+        }
+        let number = match request.signal.as_deref() {
+            Some(signal) if !signal.is_empty() => signal::parse(signal)?,
+            _ => stop_signal(config)?,
         };
         let seconds =
             request.timeout_seconds.or(config.stop_timeout).unwrap_or(self.config.limits.stop_timeout_seconds);
         let end = container.wait(WaitCondition::NotRunning)?;
         match seconds {
             0 => self.signal(container, SIGKILL).await?,
-            _ => self.signal(container, number).await?,
+            _ => {
+                self.signal(container, number).await?;
+                // What is frozen hears no signal.
+                match self.freeze_in_turn(container, false).await {
+                    Ok(()) | Err(EngineError::NotPaused { .. } | EngineError::Conflict { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
         }
         match u64::try_from(seconds) {
             // Negative: for ever.
@@ -217,10 +235,14 @@ impl Engine {
                 }
             }
         }
-        self.record_stopped(container).await
+        Ok(())
     }
 
-    async fn record_stopped(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), EngineError> {
+    pub(crate) async fn record_stopped(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), EngineError> {
+        if self.is_ending() {
+            // It stops because the engine does: the next one starts it again.
+            return Ok(());
+        }
         let (engine, container) = (Arc::clone(self), Arc::clone(container));
         let recording = self.door.enter("record a stop", move || engine.desire(&container, Desired::Stopped));
         match recording.await {
@@ -245,6 +267,7 @@ impl Engine {
     }
 
     async fn remove_by_force(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), EngineError> {
+        self.end_wait(container);
         if container.live().state.status.is_running() {
             let end = container.wait(WaitCondition::NotRunning)?;
             self.signal(container, SIGKILL).await?;
@@ -253,7 +276,7 @@ impl Engine {
         match self.remove(container).await {
             // AutoRemove was faster: it is gone as asked.
             Err(EngineError::NoSuchContainer { .. }) => Ok(()),
-            Err(EngineError::Conflict { .. }) if container.stored.host_config.auto_remove => Ok(()),
+            Err(EngineError::Conflict { .. }) if container.stored().host_config.auto_remove => Ok(()),
             other => other,
         }
     }
@@ -290,7 +313,7 @@ impl Engine {
         self.execs.forget(container.id());
         self.container_event(container, "destroy", &[]);
         container.live().attaching.clear();
-        if container.stored.host_config.auto_remove
+        if container.stored().host_config.auto_remove
             && let Err(error) = self.remove_anonymous_volumes(container).await
         {
             tracing::warn!(
@@ -299,7 +322,7 @@ impl Engine {
                 "volumes of a removed container are left"
             );
         }
-        container.wake(true);
+        container.wake(Wake::Removed);
         self.empty_trash_later();
         Ok(())
     }
@@ -330,6 +353,14 @@ impl Engine {
             }
         }
         Ok(())
+    }
+}
+
+/// The signal that asks a container to end.
+fn stop_signal(config: &ContainerConfig) -> Result<i32, EngineError> {
+    match config.stop_signal.as_str() {
+        "" => Ok(SIGTERM),
+        signal => signal::parse(signal),
     }
 }
 

@@ -346,7 +346,7 @@ impl Engine {
         options: AttachOptions,
         size: [u32; 2],
     ) -> Result<(Shim, Option<UnixStream>), EngineError> {
-        let stored = &exec.container.stored;
+        let stored = &exec.container.stored();
         let etc = EtcFiles::of(&self.config.exec_root, exec.container.id());
         let cgroup_parent = self.config.cgroup_parent.as_deref();
         let spec = spec::container_spec(stored, &etc, cgroup_parent, spec::Sources::Leave)?;

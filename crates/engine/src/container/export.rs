@@ -66,7 +66,7 @@ impl Engine {
         let write = move || {
             let root = match runs {
                 true => rootfs::merged_path(&engine.config.data_root, container.id()),
-                false => rootfs::mount(&engine.store, &engine.config.data_root, &container.stored)?,
+                false => rootfs::mount(&engine.store, &engine.config.data_root, &container.stored())?,
             };
             let io = |source| EngineError::Io { action: "export", path: root.clone(), source };
             let written = open_dir(CWD, &root).and_then(|dir| write_tree(dir, pieces)).map_err(io);

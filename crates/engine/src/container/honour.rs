@@ -2,7 +2,7 @@
 
 use super::config::{ContainerConfig, CreateRequest};
 use super::host_config::{HostConfig, Mount};
-use super::limits;
+use super::{limits, restart};
 use crate::error::EngineError;
 use crate::volume::parse_bind;
 
@@ -31,11 +31,9 @@ fn refuse_unbuilt(config: &ContainerConfig, host: &HostConfig) -> Result<(), Eng
         list.as_ref().is_some_and(|list| !list.is_empty())
     }
     let probes = config.healthcheck.as_ref().is_some_and(|probe| probe.test.first().is_some_and(|word| word != "NONE"));
-    let restarts = !matches!(host.restart_policy.name.as_str(), "" | "no");
     let unbuilt = [
         (probes, "Healthcheck"),
         (!config.mac_address.is_empty(), "MacAddress"),
-        (restarts, "HostConfig.RestartPolicy"),
         (some(&host.links), "HostConfig.Links"),
         (!host.cgroup.is_empty(), "HostConfig.Cgroup"),
         (host.storage_opt.as_ref().is_some_and(|options| !options.is_empty()), "HostConfig.StorageOpt"),
@@ -61,6 +59,7 @@ fn refuse_unbuilt(config: &ContainerConfig, host: &HostConfig) -> Result<(), Eng
 
 fn check_values(host: &HostConfig) -> Result<(), EngineError> {
     limits::check(host)?;
+    restart::check(&host.restart_policy)?;
     if host.auto_remove && !matches!(host.restart_policy.name.as_str(), "" | "no") {
         return Err(EngineError::invalid("can't create 'AutoRemove' container with restart policy"));
     }
@@ -373,7 +372,7 @@ fn fill_defaults(host: &mut HostConfig) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::container::{LogConfig, RestartPolicy};
+    use crate::container::LogConfig;
     use crate::error::Kind;
 
     fn request(change: impl FnOnce(&mut CreateRequest)) -> Result<CreateRequest, EngineError> {
@@ -396,17 +395,10 @@ mod tests {
     #[test]
     fn what_is_not_built_is_refused_by_its_name() {
         type Change = fn(&mut CreateRequest);
-        let cases: [(Change, &str); 7] = [
+        let cases: [(Change, &str); 6] = [
             (|request| request.host_config.network_mode.clear(), "network mode \"bridge\""),
             (|request| request.host_config.network_mode = "mynet".to_owned(), "network mode \"mynet\""),
             (|request| request.host_config.init = Some(true), "HostConfig.Init"),
-            (
-                |request| {
-                    request.host_config.restart_policy =
-                        RestartPolicy { name: "always".to_owned(), maximum_retry_count: 0 }
-                },
-                "HostConfig.RestartPolicy",
-            ),
             (|request| request.host_config.links = Some(vec!["a:b".to_owned()]), "HostConfig.Links"),
             (|request| request.host_config.pid_mode = "container:x".to_owned(), "HostConfig.PidMode \"container:x\""),
             (

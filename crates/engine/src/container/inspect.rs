@@ -44,10 +44,10 @@ impl Engine {
     }
 
     fn details(&self, container: &Container, sizes: bool) -> ContainerDetails {
-        let stored = &container.stored;
+        let stored = &container.stored();
         let (name, state, restart_count) = {
             let live = container.live();
-            (live.name.clone(), live.state.clone(), live.restart_count)
+            (live.name.clone(), live.state.clone(), live.restarts.count)
         };
         let etc = EtcFiles::of(&self.config.exec_root, container.id());
         let size_rw_bytes = sizes.then(|| self.upper_bytes(container));
@@ -112,13 +112,13 @@ fn tree_bytes(dir: &OwnedFd, depth: usize) -> u64 {
 }
 
 fn image_bytes(store: &Store, container: &Container) -> u64 {
-    let layers = store.image(&container.stored.image_id).map(|image| image.layers).unwrap_or_default();
+    let layers = store.image(&container.stored().image_id).map(|image| image.layers).unwrap_or_default();
     layers.iter().filter_map(|key| store.layer(key)).map(|layer| layer.unpacked_size_bytes).sum()
 }
 
 /// The name given, or the image's ID when that name has moved or gone.
 fn image_shown(store: &Store, container: &Container) -> String {
-    let stored = &container.stored;
+    let stored = &container.stored();
     match image::find(store, &stored.config.image) {
         Ok(found) if found.image.id == stored.image_id => stored.config.image.clone(),
         _ => stored.image_id.to_string(),

@@ -40,7 +40,7 @@ impl Engine {
         }
         let path = container.log_path(&self.config.data_root).ok_or(EngineError::LogsUnreadable)?;
         let (sender, lines) = mpsc::channel(QUEUE_MAX);
-        let tty = container.stored.tty();
+        let tty = container.stored().tty();
         let reader = Reader { container, path, request, lines: sender };
         drop(tokio::spawn(reader.run()));
         Ok(LogStream { tty, lines })
@@ -87,7 +87,7 @@ impl Reader {
     /// Sends what is there and gives a reader that stands at the end; none if there is no log yet.
     async fn past(&self) -> io::Result<Option<LogReader>> {
         let (path, query, lines) = (self.path.clone(), self.query(), self.lines.clone());
-        let max_files = self.container.stored.log_files_max();
+        let max_files = self.container.stored().log_files_max();
         let read = move || match logs::read_logs(&path, max_files, &query, |entry| give(&lines, entry)) {
             Ok(reader) => Ok(Some(reader)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

@@ -2,6 +2,7 @@
 //! (`view`), how they are talked to (`streams`).
 
 mod attach;
+mod change;
 mod config;
 mod control;
 mod create;
@@ -15,6 +16,7 @@ mod limits;
 mod logs;
 mod merge;
 mod name;
+mod restart;
 mod rootfs;
 mod run;
 mod signal;
@@ -22,6 +24,7 @@ mod spec;
 mod stored;
 mod streams;
 mod table;
+mod top;
 mod view;
 
 pub(crate) use exec::Execs;
@@ -30,6 +33,7 @@ pub(crate) use inspect::tree_bytes_at;
 pub(crate) use name::random;
 pub(crate) use table::{Container, Containers};
 
+pub use change::UpdateRequest;
 pub use config::{ContainerConfig, CreateRequest, Created, HealthConfig};
 pub use exec::{ExecDetails, ExecRequest};
 pub use host_config::{DeviceMapping, HostConfig, LogConfig, Mount, PortBinding, RestartPolicy, Ulimit};
@@ -37,6 +41,7 @@ pub use streams::{
     AttachRequest, Attachment, AttachmentInput, AttachmentOutput, Exit, ExitWait, ExportStream, LogLine, LogStream,
     LogsRequest, OutputFrame, OutputStream, WaitCondition,
 };
+pub use top::ProcessTable;
 pub use view::{ContainerDetails, ContainerState, ContainerStatus, MountPoint};
 
 use std::collections::BTreeMap;

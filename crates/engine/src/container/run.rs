@@ -6,7 +6,8 @@
 //! N4  A start that fails leaves neither mount, process nor cgroup behind.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use baleen_runtime::client::{self, LogConfig};
 use baleen_runtime::protocol::{self, Request, Response};
@@ -18,7 +19,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::files::EtcFiles;
 use super::stored::StoredContainer;
-use super::table::{Attaching, Container};
+use super::table::{Attaching, Container, Wake};
 use super::view::ContainerStatus;
 use super::{honour, rootfs, signal, spec};
 use crate::door::to_its_end;
@@ -28,6 +29,17 @@ use crate::events::EventType;
 use crate::image::store_error;
 use crate::time::Timestamp;
 
+/// Who starts a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// A client.
+    User,
+    /// Its restart policy, after the wait of this number.
+    Policy(u64),
+    /// The engine's opening.
+    Boot,
+}
+
 impl Engine {
     /// Starts a container; returns when its program has been executed.
     ///
@@ -36,22 +48,29 @@ impl Engine {
     pub async fn start_container(self: &Arc<Self>, name: &str) -> Result<(), EngineError> {
         let container = self.containers.find(name)?;
         let engine = Arc::clone(self);
-        to_its_end("start a container", async move { engine.start(&container).await }).await
+        to_its_end("start a container", async move { engine.start_as(&container, Cause::User).await }).await
     }
 
-    pub(crate) async fn start(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), EngineError> {
+    pub(crate) async fn start_as(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        cause: Cause,
+    ) -> Result<(), EngineError> {
         let turn = Arc::clone(&container.turn).acquire_owned().await.map_err(|_| EngineError::ShuttingDown)?;
         {
-            let live = container.live();
+            let mut live = container.live();
             if live.is_removing {
                 return Err(EngineError::conflict("container is marked for removal and cannot be started"));
             }
             match live.state.status {
+                // Its policy's own turn, if that wait has not been ended meanwhile.
+                ContainerStatus::Restarting if live.restarts.is_waiting(cause) => {}
                 ContainerStatus::Running | ContainerStatus::Restarting => return Err(EngineError::AlreadyStarted),
                 ContainerStatus::Paused => {
                     return Err(EngineError::conflict("cannot start a paused container, try unpause instead"));
                 }
-                _ => {}
+                _ if matches!(cause, Cause::Policy(_)) => return Err(EngineError::AlreadyStarted),
+                _ => live.restarts.begin(),
             }
         }
         let (engine, starting) = (Arc::clone(self), Arc::clone(container));
@@ -67,6 +86,9 @@ impl Engine {
                 {
                     let mut live = container.live();
                     live.attaching.clear();
+                    if live.state.status == ContainerStatus::Restarting {
+                        live.state.status = ContainerStatus::Exited;
+                    }
                     if let EngineError::StartFailed { exit_code, .. } = &error {
                         live.state.exit_code = *exit_code;
                         live.state.error = error.to_string();
@@ -74,7 +96,7 @@ impl Engine {
                 }
                 // Nobody who waits for an exit is woken: there was no run, and `docker run` tells the start's own error.
                 drop(turn);
-                if container.stored.host_config.auto_remove
+                if container.stored().host_config.auto_remove
                     && let Err(error) = self.remove(container).await
                 {
                     tracing::warn!(
@@ -90,7 +112,7 @@ impl Engine {
 
     /// Mounts, creates, starts and records. Blocking.
     fn run(&self, container: &Arc<Container>) -> Result<Shim, EngineError> {
-        let stored = &container.stored;
+        let stored = &container.stored();
         let run_dir = container.run_dir(&self.config.exec_root);
         // What the last run has left: its exit record, and whatever a killed shim could not clean up.
         client::clean_up(&run_dir).map_err(|error| runtime_error("clean up after the last run", error))?;
@@ -122,7 +144,7 @@ impl Engine {
     }
 
     fn spawn(&self, container: &Arc<Container>, config: &ShimConfig) -> Result<Shim, EngineError> {
-        let stored = &container.stored;
+        let stored = &container.stored();
         let shim = Shim::spawn(config).map_err(start_error)?;
         let outcome = (|| {
             let [height, width] = stored.host_config.console_size;
@@ -165,6 +187,7 @@ impl Engine {
 
     /// Records what a container should be doing, if that is news. Blocking.
     pub(crate) fn desire(&self, container: &Container, desired: Desired) -> Result<(), EngineError> {
+        let _turn = container.fact_turn.lock().unwrap_or_else(PoisonError::into_inner);
         let fact = self.store.container(container.id());
         let Some(mut fact) = fact else {
             return Err(EngineError::NoSuchContainer { name: container.id().to_owned() });
@@ -183,7 +206,7 @@ impl Engine {
     }
 
     pub(crate) fn container_event(&self, container: &Container, action: &str, extra: &[(&str, String)]) {
-        let mut attributes = container.stored.event_attributes(&container.name());
+        let mut attributes = container.stored().event_attributes(&container.name());
         attributes.extend(extra.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
         self.events.send(EventType::Container, action, container.id(), attributes);
     }
@@ -227,6 +250,11 @@ impl Engine {
             tracing::warn!(container = container.id(), error = error.chain(), "cannot clean up after a container");
         }
         apply_exit(container, record.as_ref());
+        let lasted = {
+            let state = &container.live().state;
+            let nanoseconds = state.finished_at.unix_nanoseconds().saturating_sub(state.started_at.unix_nanoseconds());
+            Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(0))
+        };
         let (exit_code, oom_killed, seconds) = {
             let state = &container.live().state;
             (
@@ -241,9 +269,10 @@ impl Engine {
         let extra = [("exitCode", exit_code.to_string()), ("execDuration", seconds.to_string())];
         self.container_event(container, "die", &extra);
         self.mount_events(container, "unmount");
-        container.wake(false);
+        let waits = self.plan_restart(container, lasted);
+        container.wake(if waits { Wake::RunEnded } else { Wake::Stopped });
         drop(turn);
-        if container.stored.host_config.auto_remove
+        if container.stored().host_config.auto_remove
             && let Err(error) = self.remove(container).await
         {
             tracing::warn!(
@@ -262,7 +291,7 @@ impl Engine {
         for (container, shim) in found {
             match shim {
                 Some(shim) => self.watch(&container, shim),
-                None if container.stored.host_config.auto_remove && container.live().desired != Desired::Created => {
+                None if container.stored().host_config.auto_remove && container.live().desired != Desired::Created => {
                     if let Err(error) = self.remove(&container).await {
                         tracing::warn!(
                             container = container.id(),
@@ -271,7 +300,7 @@ impl Engine {
                         );
                     }
                 }
-                None => {}
+                None => self.start_at_boot(&container),
             }
         }
         Ok(())

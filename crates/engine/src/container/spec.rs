@@ -115,6 +115,17 @@ fn ulimits(host: &HostConfig) -> Vec<Ulimit> {
     host.ulimits.iter().flatten().map(ulimit).collect()
 }
 
+/// What an update changes in a running container: what its request names, completed by what the container has after it.
+pub(crate) fn changed_resources(wanted: &HostConfig, after: &HostConfig) -> Resources {
+    let mut changed = resources(wanted);
+    if changed.memory_bytes.is_some() || changed.memory_swap_bytes.is_some() {
+        let whole = resources(after);
+        (changed.memory_bytes, changed.memory_swap_bytes) = (whole.memory_bytes, whole.memory_swap_bytes);
+    }
+    changed.pids_limit = wanted.pids_limit;
+    changed
+}
+
 fn resources(host: &HostConfig) -> Resources {
     fn some(value: i64) -> Option<i64> {
         (value != 0).then_some(value)

@@ -6,12 +6,13 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use baleen_runtime::{AttachOptions, Shim};
 use baleen_store::Desired;
 use tokio::sync::{Semaphore, oneshot};
 
+use super::restart::Restarts;
 use super::stored::StoredContainer;
 use super::streams::{Exit, ExitWait, WaitCondition};
 use super::view::{ContainerState, ContainerStatus};
@@ -21,7 +22,10 @@ use crate::time::Timestamp;
 /// A container in memory.
 #[derive(Debug)]
 pub(crate) struct Container {
-    pub(crate) stored: StoredContainer,
+    id: String,
+    stored: RwLock<Arc<StoredContainer>>,
+    /// Held by whoever reads a fact of the store to write it back changed.
+    pub(crate) fact_turn: Mutex<()>,
     /// T1.
     pub(crate) turn: Arc<Semaphore>,
     live: Mutex<Live>,
@@ -33,7 +37,8 @@ pub(crate) struct Live {
     pub(crate) name: String,
     pub(crate) desired: Desired,
     pub(crate) state: ContainerState,
-    pub(crate) restart_count: u64,
+    /// What its restart policy remembers.
+    pub(crate) restarts: Restarts,
     /// Present while it runs.
     pub(crate) shim: Option<Shim>,
     pub(crate) is_removing: bool,
@@ -47,6 +52,27 @@ pub(crate) struct Live {
 pub(crate) struct Attaching {
     pub(crate) options: AttachOptions,
     pub(crate) stream: oneshot::Sender<std::os::unix::net::UnixStream>,
+}
+
+/// What those who wait are told of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wake {
+    /// A run has ended, and another will follow.
+    RunEnded,
+    /// It does not run any more.
+    Stopped,
+    /// It is gone.
+    Removed,
+}
+
+impl Wake {
+    fn answers(self, condition: WaitCondition) -> bool {
+        match self {
+            Self::RunEnded => condition == WaitCondition::NextExit,
+            Self::Stopped => condition != WaitCondition::Removed,
+            Self::Removed => true,
+        }
+    }
 }
 
 /// Waiters of one container; more are refused.
@@ -72,17 +98,33 @@ impl Container {
             name,
             desired,
             state,
-            restart_count: 0,
+            restarts: Restarts::default(),
             shim: None,
             is_removing: false,
             waiters: Vec::new(),
             attaching: Vec::new(),
         };
-        Self { stored, turn: Arc::new(Semaphore::new(1)), live: Mutex::new(live) }
+        Self {
+            id: stored.id.clone(),
+            stored: RwLock::new(Arc::new(stored)),
+            fact_turn: Mutex::new(()),
+            turn: Arc::new(Semaphore::new(1)),
+            live: Mutex::new(live),
+        }
+    }
+
+    /// What `create` and `update` have stored.
+    pub(crate) fn stored(&self) -> Arc<StoredContainer> {
+        Arc::clone(&self.stored.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes over what an update has stored.
+    pub(crate) fn replace_stored(&self, stored: StoredContainer) {
+        *self.stored.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(stored);
     }
 
     pub(crate) fn id(&self) -> &str {
-        &self.stored.id
+        &self.id
     }
 
     pub(crate) fn live(&self) -> MutexGuard<'_, Live> {
@@ -99,10 +141,7 @@ impl Container {
     /// # Errors
     /// `Conflict` in Docker's words if not.
     pub(crate) fn shim(&self) -> Result<Shim, EngineError> {
-        self.live()
-            .shim
-            .clone()
-            .ok_or_else(|| EngineError::conflict(format!("container {} is not running", self.stored.id)))
+        self.live().shim.clone().ok_or_else(|| EngineError::conflict(format!("container {} is not running", self.id)))
     }
 
     /// Registers a wait (T3).
@@ -121,13 +160,12 @@ impl Container {
         Ok(ExitWait(receiver))
     }
 
-    /// Tells those who wait for the end of a run, or for the removal.
-    pub(crate) fn wake(&self, removed: bool) {
+    /// Tells those who wait for what has happened.
+    pub(crate) fn wake(&self, what: Wake) {
         let mut live = self.live();
         let exit = live.exit();
-        let (woken, waiting) = std::mem::take(&mut live.waiters)
-            .into_iter()
-            .partition(|(condition, _)| removed || *condition != WaitCondition::Removed);
+        let (woken, waiting) =
+            std::mem::take(&mut live.waiters).into_iter().partition(|(condition, _)| what.answers(*condition));
         live.waiters = waiting;
         drop(live);
         let woken: Vec<(WaitCondition, oneshot::Sender<Exit>)> = woken;
@@ -138,13 +176,13 @@ impl Container {
 
     /// The run directory of its shim.
     pub(crate) fn run_dir(&self, exec_root: &Path) -> PathBuf {
-        exec_root.join("containers").join(&self.stored.id)
+        exec_root.join("containers").join(&self.id)
     }
 
     /// The log, unless it keeps none.
     pub(crate) fn log_path(&self, data_root: &Path) -> Option<PathBuf> {
-        let id = &self.stored.id;
-        self.stored.keeps_log().then(|| data_root.join("containers").join(id).join(format!("{id}-json.log")))
+        let id = &self.id;
+        self.stored().keeps_log().then(|| data_root.join("containers").join(id).join(format!("{id}-json.log")))
     }
 }
 
@@ -176,7 +214,9 @@ impl Containers {
     /// All, newest first.
     pub(crate) fn all(&self) -> Vec<Arc<Container>> {
         let mut all: Vec<_> = self.lock().values().cloned().collect();
-        all.sort_by(|one, other| other.stored.created.cmp(&one.stored.created).then_with(|| one.id().cmp(other.id())));
+        all.sort_by(|one, other| {
+            other.stored().created.cmp(&one.stored().created).then_with(|| one.id().cmp(other.id()))
+        });
         all
     }
 
@@ -249,11 +289,16 @@ mod tests {
         assert_eq!(now.code, 255);
         let next = container.wait(WaitCondition::NextExit).unwrap();
         let mut removed = container.wait(WaitCondition::Removed).unwrap();
+        container.live().state.status = ContainerStatus::Restarting;
+        let mut stopped = container.wait(WaitCondition::NotRunning).unwrap();
         container.live().state.exit_code = 3;
-        container.wake(false);
+        container.wake(Wake::RunEnded);
         assert_eq!(next.finished().await.unwrap().code, 3);
+        assert!(stopped.0.try_recv().is_err());
+        container.wake(Wake::Stopped);
+        assert_eq!(stopped.finished().await.unwrap().code, 3);
         assert!(removed.0.try_recv().is_err());
-        container.wake(true);
+        container.wake(Wake::Removed);
         assert_eq!(removed.finished().await.unwrap().code, 3);
     }
 }

@@ -206,7 +206,7 @@ impl Engine {
     fn volume_users(&self, name: &str) -> Vec<Arc<Container>> {
         let mut users = self.containers.all();
         users.retain(|container| {
-            container.stored.mounts.iter().any(|mount| mount.kind == "volume" && mount.name.as_deref() == Some(name))
+            container.stored().mounts.iter().any(|mount| mount.kind == "volume" && mount.name.as_deref() == Some(name))
         });
         users
     }
@@ -266,7 +266,8 @@ impl Engine {
 
     /// Removes the anonymous volumes of a container that is gone. What another container has stays.
     pub(crate) async fn remove_anonymous_volumes(self: &Arc<Self>, container: &Container) -> Result<(), EngineError> {
-        let mounts = container.stored.mounts.iter().filter(|mount| mount.anonymous);
+        let stored = container.stored();
+        let mounts = stored.mounts.iter().filter(|mount| mount.anonymous);
         let names: Vec<String> = mounts.filter_map(|mount| mount.name.clone()).collect();
         if names.is_empty() {
             return Ok(());
@@ -292,7 +293,7 @@ impl Engine {
 
     /// Tells that the volumes of a container are mounted, or no longer.
     pub(crate) fn mount_events(&self, container: &Container, action: &str) {
-        for mount in container.stored.mounts.iter().filter(|mount| mount.kind == "volume") {
+        for mount in container.stored().mounts.iter().filter(|mount| mount.kind == "volume") {
             let mut extra = vec![("container", container.id().to_owned())];
             if action == "mount" {
                 extra.push(("destination", mount.destination.clone()));

@@ -175,7 +175,8 @@ fn volumes_from(containers: &Containers, entry: &str) -> Result<Vec<Planned>, En
         }
     }
     let other = containers.find(name)?;
-    let points = other.stored.mounts.iter().filter(|point| matches!(point.kind.as_str(), "bind" | "volume"));
+    let stored = other.stored();
+    let points = stored.mounts.iter().filter(|point| matches!(point.kind.as_str(), "bind" | "volume"));
     let take = |point: &MountPoint| {
         let writable = point.writable && !readonly;
         // It belongs to the other container: removing this one leaves it alone.
