@@ -1,14 +1,17 @@
 //! The commands: what each takes, and what it prints.
 
 use std::collections::BTreeMap;
+use std::net::{TcpListener, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use baleen_powercut::workload::History;
 use baleen_powercut::{
-    FileSystem, Plan, RecordOptions, Recording, Report, Results, Run, State, Totals, Verdict, explore, image_of, judge,
-    judge_the_judge, reap, record, record_on, replay, workload_by_name, workload_names,
+    Cuts, FileSystem, Plan, RecordOptions, Recording, Report, Results, Round, Run, State, Totals, Verdict, agent,
+    explore, image_of, judge, judge_agent, judge_the_judge, reap, record, record_on, replay, with_device_place,
+    workload_by_name, workload_names,
 };
 
 const HELP: &str = "\
@@ -36,6 +39,11 @@ Commands:
                DIR   [--json] [--html FILE]
   toys       Judge the judge: wrong writers must be convicted, right ones never
                [--fs FS] [--states N]
+  agent      On a device: work and report to the judge; the init system starts it after every boot
+               --judge HOST:PORT   --disk DIR   --workload NAME   [-- PROGRAM...]
+  referee    On the rig's host: cut the device's power, and judge what the agent finds after it
+               --listen HOST:PORT   --cut COMMAND   --cuts N   --history FILE
+               [--marks N] [--later MILLISECONDS] [--patience SECONDS] [--seed N]
   workloads  List the workloads
 
 A state is EPOCH:KIND:SEED, for instance 17:subset:3; kinds are none, all, prefix, subset, torn and torn512.
@@ -159,6 +167,8 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
         "replay" => replay_one(&words(&["image"])?),
         "report" => report(&words(&["json", "html"])?),
         "toys" => toys(&words(&["fs", "states"])?),
+        "agent" => agent_here(&words(&["judge", "disk", "workload"])?),
+        "referee" => referee(&words(&["listen", "cut", "cuts", "history", "marks", "later", "patience", "seed"])?),
         "workloads" => {
             workload_names().iter().for_each(|name| println!("{name}"));
             Ok(ExitCode::SUCCESS)
@@ -376,4 +386,54 @@ fn toys_on(filesystem: FileSystem, states: u64) -> Result<()> {
         return Ok(());
     }
     Err(baleen_powercut::RunError::JudgeIsWrong { filesystem, findings }.into())
+}
+
+fn agent_here(words: &Words) -> Result<ExitCode> {
+    let judge = words.needed("judge")?;
+    let judge = judge.to_socket_addrs().with_context(|| format!("cannot look up {judge}"))?.next();
+    let judge = judge.context("the judge has no address")?;
+    let mut workload = workload_by_name(words.needed("workload")?, &words.program)?;
+    with_device_place(Path::new(words.needed("disk")?), |place| agent(judge, workload.as_mut(), place))??;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn referee(words: &Words) -> Result<ExitCode> {
+    let listen = words.needed("listen")?;
+    let listener = TcpListener::bind(listen).with_context(|| format!("cannot listen at {listen}"))?;
+    let command = words.needed("cut")?.to_owned();
+    let path = PathBuf::from(words.needed("history")?);
+    let mut history = read_history(&path)?;
+    let cuts = Cuts {
+        count: words.number("cuts")?.unwrap_or(100) as u32,
+        marks_max: words.number("marks")?.unwrap_or(100) as u32,
+        later: Duration::from_millis(words.number("later")?.unwrap_or(1000)),
+        patience: Duration::from_secs(words.number("patience")?.unwrap_or(300)),
+        seed: words.number("seed")?.unwrap_or(1),
+    };
+    let mut convicted = 0;
+    let mut cut = || {
+        let status = Command::new("sh").args(["-c", &command]).status()?;
+        if status.success() { Ok(()) } else { Err(std::io::Error::other(format!("{command}: {status}"))) }
+    };
+    let mut each = |round: &Round| {
+        convicted += u64::from(!round.broken.is_empty());
+        println!("{}", serde_json::to_string(round).unwrap_or_default());
+    };
+    let judged = judge_agent(&listener, &cuts, &mut history, &mut cut, &mut each);
+    // The history is kept also where the judge could not go on: the next one begins with it.
+    let text = serde_json::to_string(&history.marks)?;
+    std::fs::write(&path, text).with_context(|| format!("cannot keep the history in {}", path.display()))?;
+    judged?;
+    Ok(verdict_code(convicted))
+}
+
+fn read_history(path: &Path) -> Result<History> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => {
+            let marks = serde_json::from_str(&text).with_context(|| format!("{} is no history", path.display()))?;
+            Ok(History { marks })
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(History::default()),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
 }

@@ -15,6 +15,7 @@
 pub mod engines;
 pub mod workload;
 
+mod agent;
 mod contents;
 mod device;
 mod disk;
@@ -35,6 +36,7 @@ mod state;
 mod sys;
 mod toys;
 
+pub use agent::{AgentError, Cuts, LOST_JUDGE, Round, agent, judge_agent, with_device_place};
 pub use contents::BLOCK_BYTES;
 pub use explore::{Judged, Plan, Summary, explore, judge};
 pub use external::External;

@@ -406,7 +406,7 @@ impl<'a> Reader<'a> {
         let description: Description =
             serde_json::from_slice(&text).map_err(|error| self.damaged(format!("its description: {error}")))?;
         let sound = description.size_bytes <= DISK_BYTES_MAX
-            && description.size_bytes % BLOCK_BYTES as u64 == 0
+            && description.size_bytes.is_multiple_of(BLOCK_BYTES as u64)
             && [512, 4096].contains(&description.sector_bytes);
         if sound { Ok(description) } else { Err(self.damaged("it describes no disk")) }
     }

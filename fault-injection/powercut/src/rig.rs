@@ -360,7 +360,7 @@ impl<'a> Bench<'a> {
         let watch = Watch::begin(&self.stage.fuse())
             .map_err(|source| on("watch for early write-back by", &self.stage.fuse(), source))?;
         let marks = self.marks();
-        let recorded = self.with_mount(workload, |workload, place| {
+        self.with_mount(workload, |workload, place| {
             let (worked, disturbed) = watched(watch, || {
                 at(workload, "started", |it| it.start(place))?;
                 if run { at(workload, "worked", |it| it.run(place, &marks)) } else { Ok(()) }
@@ -373,8 +373,7 @@ impl<'a> Bench<'a> {
                 recorder.end(&Ending { disturbed })?;
             }
             Ok(())
-        })?;
-        recorded
+        })?
     }
 
     fn marks(&self) -> Marks {
