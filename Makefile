@@ -12,13 +12,14 @@ SHELL := /bin/bash
 TARGET := x86_64-unknown-linux-gnu
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
 RELEASE := $(CARGO_TARGET_DIR)/$(TARGET)/release/baleen
+MUTATED := $(CARGO_TARGET_DIR)/mutated/baleen
 MULTIARCH := $(shell gcc -print-multiarch 2>/dev/null || echo x86_64-linux-gnu)
 
 # Tools that Debian ships only together with a service (scripts/install-deps unpacks them here and starts nothing).
 TOOLS := $(CARGO_TARGET_DIR)/tools
 export PATH := $(PATH):$(TOOLS)/usr/bin:$(TOOLS)/usr/sbin
 
-.PHONY: all demo test check release fuzz powercut soak deps bench
+.PHONY: all demo test check release mutated fuzz powercut soak deps bench
 all: release
 
 deps:
@@ -27,12 +28,17 @@ deps:
 demo: deps release
 	@BALEEN_BIN=$(RELEASE) scripts/demo
 
-# The whole-system tests drive the release binary: what users get is what is tested.
-test: deps release
-	@BALEEN_BIN=$(RELEASE) BALEEN_RELEASE_BIN=$(RELEASE) BALEEN_TOOLS=$(TOOLS) scripts/run-tests
+# The engine with deliberate faults, by which the power-cut rig is judged (store/src/mutation.rs). Never shipped.
+mutated: deps
+	cargo build --locked -p baleen-cli --features mutations
+	@mkdir -p $(CARGO_TARGET_DIR)/mutated && cp --remove-destination $(CARGO_TARGET_DIR)/debug/baleen $(MUTATED)
 
-soak: deps release
-	@BALEEN_BIN=$(RELEASE) BALEEN_RELEASE_BIN=$(RELEASE) BALEEN_TOOLS=$(TOOLS) BALEEN_SOAK=1 scripts/run-tests
+# The whole-system tests drive the release binary: what users get is what is tested.
+test: deps release mutated
+	@BALEEN_MUTATED_BIN=$(MUTATED) BALEEN_BIN=$(RELEASE) BALEEN_RELEASE_BIN=$(RELEASE) BALEEN_TOOLS=$(TOOLS) scripts/run-tests
+
+soak: deps release mutated
+	@BALEEN_MUTATED_BIN=$(MUTATED) BALEEN_BIN=$(RELEASE) BALEEN_RELEASE_BIN=$(RELEASE) BALEEN_TOOLS=$(TOOLS) BALEEN_SOAK=1 scripts/run-tests
 
 check: deps
 	cargo fmt --all --check

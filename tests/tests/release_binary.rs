@@ -37,6 +37,25 @@ fn the_release_binary_is_static_and_stripped() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn the_release_binary_has_no_deliberate_faults() -> Result<()> {
+    let Some(binary) = release() else {
+        skipped("the_release_binary_has_no_deliberate_faults", "BALEEN_RELEASE_BIN is not set; `make test` sets it");
+        return Ok(());
+    };
+    // The variable that chooses one (store/src/mutation.rs).
+    let name = ["BALEEN", "MUTATION"].join("_");
+    let holds = |path: &Path| -> Result<bool> {
+        Ok(fs::read(path)?.windows(name.len()).any(|window| window == name.as_bytes()))
+    };
+    assert!(!holds(&binary)?, "{name} is in {}", binary.display());
+    // Where it must be, it is found.
+    if let Some(mutated) = std::env::var_os("BALEEN_MUTATED_BIN").map(PathBuf::from) {
+        assert!(holds(&mutated)?, "{name} is not in {}", mutated.display());
+    }
+    Ok(())
+}
+
 /// A process in a chroot that is ended when this goes.
 struct Jailed(std::process::Child);
 
