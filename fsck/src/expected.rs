@@ -10,7 +10,7 @@ use std::hash::{BuildHasher, RandomState};
 
 use baleen_snapshotter::name::{self, CleanPath, Meaning};
 use baleen_snapshotter::tar::{Entry, EntryKind, Parser, Step};
-use baleen_store::recipe::{Content, Item, KEPT_NAME, Recipe, Segment, TREE_NAME};
+use baleen_store::recipe::{Content, Copied, Item, KEPT_NAME, Recipe, Segment, TREE_NAME};
 use baleen_store::{NodeKind, Timestamp};
 
 /// Index of an inode.
@@ -77,6 +77,8 @@ pub(crate) struct Expected {
     next_kept: u64,
     owner: (u32, u32),
     entries: u64,
+    /// A hard link whose target was copied up from the layers below: the items that follow tell of it.
+    waiting: Option<Box<Entry>>,
 }
 
 /// Why a recipe describes no tree.
@@ -105,7 +107,13 @@ impl Expected {
         let mut open = Open::Nothing;
         let zeros = vec![0; 1 << 20];
         for item in recipe.items() {
-            match item.map_err(|error| ExpectedError::Recipe(error.to_string()))? {
+            let item = item.map_err(|error| ExpectedError::Recipe(error.to_string()))?;
+            if expected.waiting.is_some() && !matches!(item, Item::Copied(_) | Item::LedTo(_)) {
+                break;
+            }
+            match item {
+                Item::Copied(copied) => expected.copied(*copied)?,
+                Item::LedTo(path) => expected.led_to(&path)?,
                 Item::Literal(bytes) => expected.feed(&mut parser, &bytes, &mut open)?,
                 Item::Zeros(count) => expected.feed_zeros(&mut parser, &zeros, count, &mut open)?,
                 Item::File { content, .. } => {
@@ -135,6 +143,9 @@ impl Expected {
                 }
             }
         }
+        if expected.waiting.is_some() {
+            return Err(ExpectedError::Mismatch("a hard link leads to a file that is not in it"));
+        }
         if expected.entries != recipe.summary().entries {
             return Err(ExpectedError::Mismatch("it has another number of entries than it says"));
         }
@@ -154,6 +165,7 @@ impl Expected {
             next_kept: 0,
             owner,
             entries: 0,
+            waiting: None,
         };
         // The folder itself: its time is nobody's.
         expected.root = expected.add_inode(Attributes { modified: None, ..expected.plain(NodeKind::Directory, 0o700) });
@@ -378,8 +390,68 @@ impl Expected {
         let target = CleanPath::parse(&entry.link).map_err(|error| ExpectedError::Archive(error.to_string()))?;
         let parts: Vec<Vec<u8>> = target.parts().iter().map(|part| part.to_vec()).collect();
         let Some((target_name, target_parents)) = parts.split_last() else { return Err(outside) };
-        let Some(target_dir) = self.resolve(target_parents, false)? else { return Err(outside) };
-        let Some((_, inode)) = self.find(target_dir, target_name) else { return Err(outside) };
+        let target_dir = self.resolve(target_parents, false)?;
+        let Some((_, inode)) = target_dir.and_then(|dir| self.find(dir, target_name)) else {
+            self.waiting = Some(Box::new(entry.clone()));
+            return Ok(());
+        };
+        self.link(parents, name, inode)
+    }
+
+    /// A node that was copied up; the last of several is what the link that waits leads to.
+    fn copied(&mut self, copied: Copied) -> Result<(), ExpectedError> {
+        let parts: Vec<Vec<u8>> = copied.path.split(|byte| *byte == b'/').map(<[u8]>::to_vec).collect();
+        let Some((name, parents)) = parts.split_last() else { return Ok(()) };
+        let dir = self.parent(parents)?;
+        let mode = (copied.kind != NodeKind::Symlink).then_some(copied.mode);
+        let file = copied
+            .content
+            .map(|content| Box::new(FileContent { size_bytes: content.size_bytes, content, segments: None }));
+        let node = Attributes {
+            mode,
+            uid: copied.uid,
+            gid: copied.gid,
+            modified: Some(copied.modified),
+            device: copied.device,
+            target: copied.link.into(),
+            xattrs: copied.xattrs,
+            file,
+            parent: dir,
+            ..self.plain(copied.kind, 0)
+        };
+        let inode = self.make(dir, name, node);
+        if copied.kind == NodeKind::Directory {
+            return Ok(());
+        }
+        self.link_waiting(inode)
+    }
+
+    /// A path to which the link that waits leads through links of the layers below.
+    fn led_to(&mut self, path: &[u8]) -> Result<(), ExpectedError> {
+        let parts: Vec<Vec<u8>> = path.split(|byte| *byte == b'/').map(<[u8]>::to_vec).collect();
+        let found = match parts.split_last() {
+            Some((name, parents)) => self.resolve(parents, false)?.and_then(|dir| self.find(dir, name)),
+            None => None,
+        };
+        match found {
+            Some((_, inode)) => self.link_waiting(inode),
+            None => Err(ExpectedError::Mismatch("a hard link leads to a file that is not in it")),
+        }
+    }
+
+    fn link_waiting(&mut self, inode: Inode) -> Result<(), ExpectedError> {
+        let Some(entry) = self.waiting.take() else {
+            return Err(ExpectedError::Mismatch("a file was copied up that no link leads to"));
+        };
+        let clean = CleanPath::parse(&entry.path).map_err(|error| ExpectedError::Archive(error.to_string()))?;
+        let parts: Vec<Vec<u8>> = clean.parts().iter().map(|part| part.to_vec()).collect();
+        match parts.split_last() {
+            Some((name, parents)) => self.link(parents, name, inode),
+            None => Err(ExpectedError::Mismatch("a hard link has no name")),
+        }
+    }
+
+    fn link(&mut self, parents: &[Vec<u8>], name: &[u8], inode: Inode) -> Result<(), ExpectedError> {
         let dir = self.parent(parents)?;
         match self.find(dir, name) {
             Some((_, there)) if there == inode => return Ok(()),

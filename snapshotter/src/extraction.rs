@@ -24,7 +24,7 @@ use crate::decompress::Decompressor;
 use crate::error::ExtractError;
 use crate::jail;
 use crate::limits::{Limits, UNCHECKPOINTABLE_BYTES};
-use crate::lower::Lower;
+use crate::lower::{Below, Lower};
 use crate::saver::{Saver, Standing};
 use crate::state::{State, StreamState};
 use crate::tree::{TreeSummary, TreeWriter};
@@ -178,10 +178,11 @@ impl Extraction {
         check_media_type(&expected)?;
         let limits = expected.limits;
         let cuts = support.checkpoints.as_ref().map_or(0, |policy| policy.cuts);
-        let (saver, checkpoints) = helpers(support, cuts, false)?;
+        let (saver, checkpoints, below) = helpers(support, cuts, false)?;
         let beside = checkpoints.as_ref().is_none_or(|checkpoints| checkpoints.beside);
         let mut tree = TreeWriter::create(disk, &layer_dir, limits)?;
         tree.set_saver(saver);
+        tree.set_below(below);
         let inflater = |progress| Inflater::new(expected, checkpoints, progress);
         Self::spawn(layer_dir, beside, move || Ok(tree), inflater).map(|(extraction, _)| extraction)
     }
@@ -214,7 +215,7 @@ impl Extraction {
         stream.cuts = stream.cuts.saturating_add(1).max(known);
         let offset = stream.blob_bytes;
         let limits = expected.limits;
-        let (saver, checkpoints) = helpers(support, stream.cuts, true)?;
+        let (saver, checkpoints, below) = helpers(support, stream.cuts, true)?;
         let beside = checkpoints.as_ref().is_none_or(|checkpoints| checkpoints.beside);
         let decompressor = Decompressor::resume(&stream.point)
             .map_err(|_| ExtractError::NotResumable { problem: "its stream cannot be taken up there" })?;
@@ -229,6 +230,7 @@ impl Extraction {
         let prepare = move || {
             let mut tree = TreeWriter::resume(disk, &dir, limits, tree, stream.tar_bytes)?;
             tree.set_saver(saver);
+            tree.set_below(below);
             // The same place, with one more cut: where power fails often, the next interval is shorter (K2).
             tree.checkpoint(stream, beside)?;
             Ok(tree)
@@ -359,13 +361,17 @@ fn check_media_type(expected: &Expectation) -> Result<(), ExtractError> {
     }
 }
 
+/// Who saves, what thread A knows of that, and who looks into the layers below.
+type Helpers = (Option<Saver>, Option<Checkpoints>, Option<Below>);
+
 /// Starts what stands by both threads: it is not confined, so it begins before they are.
-fn helpers(support: Support, cuts: u32, stands: bool) -> Result<(Option<Saver>, Option<Checkpoints>), ExtractError> {
-    let Some(policy) = support.checkpoints else { return Ok((None, None)) };
+fn helpers(support: Support, cuts: u32, stands: bool) -> Result<Helpers, ExtractError> {
+    let below = support.lower.map(Below::start).transpose()?;
+    let Some(policy) = support.checkpoints else { return Ok((None, None, below)) };
     let (saver, standing) = Saver::start(policy.sink, stands)?;
     let pacer = Pacer::new(policy.pace, cuts, stands);
     let checkpoints = Checkpoints { pacer, standing, cuts, beside: policy.beside, searched_bytes: 0 };
-    Ok((Some(saver), Some(checkpoints)))
+    Ok((Some(saver), Some(checkpoints), below))
 }
 
 /// Thread B: takes the tar apart and writes it.

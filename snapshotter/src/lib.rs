@@ -32,5 +32,5 @@ pub use checkpoint::{CheckpointPolicy, CheckpointSink, Intervals, Pace};
 pub use error::ExtractError;
 pub use extraction::{Expectation, Extracted, Extraction, Progress, Stopped, Support};
 pub use limits::Limits;
-pub use lower::{Lower, LowerNode};
+pub use lower::{Lower, LowerNode, LowerStack};
 pub use release::release;

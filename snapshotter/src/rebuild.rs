@@ -77,6 +77,9 @@ pub fn rebuild(disk: &Arc<dyn Disk>, layer_dir: &Handle, sink: &mut dyn Write) -
                 files += 1;
                 source.copy(&location, &content, segments.as_deref(), &mut output)?;
             }
+            // Of a file below that a hard link leads to: verified there, and no part of this tar.
+            Item::LedTo(_) => {}
+            Item::Copied(copied) => files += u64::from(copied.content.is_some()),
             Item::Kept { number, content } => {
                 let location = Location::Kept { number, rest: Vec::new() };
                 source.copy(&location, &content, None, &mut output)?;

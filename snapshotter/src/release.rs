@@ -27,7 +27,14 @@ pub fn release(disk: &Arc<dyn Disk>, layer_dir: &Handle) -> Result<u64, RebuildE
                 (recipe.location(files - 1, &path), content.size_bytes)
             }
             Item::Kept { number, content } => (Location::Kept { number, rest: Vec::new() }, content.size_bytes),
-            Item::Literal(_) | Item::Zeros(_) => continue,
+            Item::Copied(copied) => match copied.content {
+                Some(content) => {
+                    files += 1;
+                    (recipe.location(files - 1, &copied.path), content.size_bytes)
+                }
+                None => continue,
+            },
+            Item::Literal(_) | Item::Zeros(_) | Item::LedTo(_) => continue,
         };
         if (1..SMALL_FILE_BYTES).contains(&size_bytes)
             && let Ok(file) = opener.open(&path_of(&location))

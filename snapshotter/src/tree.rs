@@ -10,6 +10,7 @@
 //!     that a whiteout comes after, is opaque. A whiteout never hides what its own layer brings (OCI image-spec).
 //! P8  While a checkpoint stands, nothing that it may speak of is removed, replaced or moved: it is given up first.
 
+mod copy_up;
 mod dirs;
 mod file;
 mod replay;
@@ -26,6 +27,7 @@ use baleen_store::{Disk, Handle, NodeKind};
 
 use crate::error::{ExtractError, shown};
 use crate::limits::{Limits, TRAILING_ZEROS_MAX};
+use crate::lower::Below;
 use crate::name::{self, CleanPath, Meaning};
 use crate::saver::Saver;
 use crate::state::{OpenState, State, StreamState, TreeState, Written};
@@ -47,6 +49,9 @@ pub struct TreeSummary {
     pub recipe_size_bytes: u64,
     /// Directories were made that the archive implies but does not contain.
     pub implied_directories: bool,
+    /// Nodes were copied up from the layers below, for hard links to them: the layer belongs to its parents, and its key
+    /// names their chain.
+    pub depends_on_parents: bool,
 }
 
 /// A tree being written.
@@ -64,6 +69,9 @@ pub struct TreeWriter {
     trailing_zeros: u64,
     tail: bool,
     guard: Guard,
+    below: Option<Below>,
+    copied_bytes: u64,
+    depends_on_parents: bool,
     /// The length of the recipe where a cut extraction went on: what came after is read back at the end.
     resumed_at: Option<u64>,
 }
@@ -75,6 +83,13 @@ struct Guard(Option<Saver>);
 impl Guard {
     fn withdraw(&mut self) -> Result<(), ExtractError> {
         self.0.as_mut().map_or(Ok(()), Saver::withdraw)
+    }
+
+    /// Gives up the checkpoint, and takes no more.
+    fn retire(&mut self) -> Result<(), ExtractError> {
+        self.withdraw()?;
+        self.0 = None;
+        Ok(())
     }
 }
 
@@ -154,6 +169,9 @@ impl TreeWriter {
             trailing_zeros: 0,
             tail: false,
             guard: Guard::default(),
+            below: None,
+            copied_bytes: 0,
+            depends_on_parents: false,
             resumed_at: None,
         })
     }
@@ -161,6 +179,11 @@ impl TreeWriter {
     /// Has checkpoints made by `saver`.
     pub(crate) fn set_saver(&mut self, saver: Option<Saver>) {
         self.guard = Guard(saver);
+    }
+
+    /// Has hard links into the layers below looked up by `below`.
+    pub(crate) fn set_below(&mut self, below: Option<Below>) {
+        self.below = below;
     }
 
     /// Makes a checkpoint where the tar stands: `stream` is where it comes from. With `beside`, goes on while it is being
@@ -259,7 +282,9 @@ impl TreeWriter {
         self.ring.finish(&*self.disk).map_err(|source| io_error("write back", b"fs", source))?;
         let implied_directories = self.directories.implied();
         let (tar_size_bytes, entries, payload_bytes) = (self.parser.offset(), self.entries, self.payload_bytes);
-        let summary = Summary { diff_id, tar_size_bytes, entries, payload_bytes, implied_directories };
+        let depends_on_parents = self.depends_on_parents;
+        let summary =
+            Summary { diff_id, tar_size_bytes, entries, payload_bytes, implied_directories, depends_on_parents };
         let recipe_size_bytes = self.recipe.finish(&summary).map_err(ExtractError::Recipe)?;
         if let Some(offset) = self.resumed_at {
             reread::reread(&self.disk, &self.kept.layer_dir, offset)?;
@@ -270,9 +295,10 @@ impl TreeWriter {
         Ok(TreeSummary {
             tar_size_bytes,
             entries,
-            unpacked_size_bytes: payload_bytes,
+            unpacked_size_bytes: payload_bytes + self.copied_bytes,
             recipe_size_bytes,
             implied_directories,
+            depends_on_parents,
         })
     }
 
@@ -437,11 +463,17 @@ impl TreeWriter {
         let bad = |problem| ExtractError::BadPath { path: shown(&entry.path), problem };
         let target = CleanPath::parse(&entry.link)?;
         let (target_parents, target_name) = target.split().ok_or_else(|| bad("is a hard link to the root"))?;
-        let found = self.directories.resolve(&*disk, &mut self.guard, target_parents, false)?.ok_or_else(outside)?;
-        let node = match disk.open_node(&self.directories.current(found).handle, target_name) {
-            Ok(node) => node,
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Err(outside()),
-            Err(error) => return Err(io_error("open the target of", &entry.path, error)),
+        let found = self.directories.resolve(&*disk, &mut self.guard, target_parents, false)?;
+        let node = match found.map(|found| disk.open_node(&self.directories.current(found).handle, target_name)) {
+            Some(Ok(node)) => Some(node),
+            Some(Err(error)) if error.raw_os_error() != Some(libc::ENOENT) => {
+                return Err(io_error("open the target of", &entry.path, error));
+            }
+            _ => None,
+        };
+        let node = match node {
+            Some(node) => node,
+            None => self.from_below(&target.parts().join(&b'/'))?.ok_or_else(outside)?,
         };
         let facts = disk.metadata(&node).map_err(|source| io_error("look at the target of", &entry.path, source))?;
         match facts.kind {

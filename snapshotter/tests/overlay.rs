@@ -5,10 +5,14 @@ mod common;
 
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use baleen_snapshotter::active;
 use baleen_snapshotter::overlay::{Overlay, OverlayError, is_mounted, unmount};
+use baleen_snapshotter::{ExtractError, Extraction, LowerStack, Support};
+use baleen_store::recipe::{Item, Recipe};
 use baleen_store::{Disk, Handle, SystemDisk};
+use common::archive::Archive;
 use common::*;
 
 /// Unmounts at the end, also of a failed test.
@@ -137,4 +141,132 @@ fn a_mount_in_use_is_taken_away_all_the_same() {
     assert!(unmount(container.fd().unwrap(), "merged").unwrap());
     assert!(!root.join("c/merged/x").exists());
     drop(open);
+}
+
+/// Two layers, of which the second hides some of the first.
+fn stack(disk: &SystemDisk, root: &Path) -> [Handle; 2] {
+    let bottom = layer(
+        disk,
+        root,
+        "bottom",
+        r#"
+        mkdir -p usr/share/deep usr/lib usr/opaque dev
+        head -c 200000 /dev/urandom > usr/share/deep/a; chown 12:34 usr/share/deep/a; chmod 4755 usr/share/deep/a
+        setfattr -n user.note -v below usr/share/deep/a; setfattr -n user.dir -v there usr/share/deep
+        echo x > usr/lib/x; chmod 640 usr/lib/x; ln -s usr/lib lib; ln -s deep/a usr/share/link; mknod dev/zero c 1 5
+        echo gone > usr/share/gone; echo hidden > usr/opaque/f; echo old > usr/share/new; mkfifo dev/pipe
+        chmod 2775 usr/share/deep; chown 5:6 usr/share
+        find . -exec touch -h -d '2001-02-03 04:05:06.123456789' {} +
+        "#,
+    );
+    let top = layer(
+        disk,
+        root,
+        "top",
+        r#"
+        mkdir -p usr/share usr/opaque; mknod usr/share/gone c 0 0; echo newer > usr/share/new
+        setfattr -n trusted.overlay.opaque -v y usr/opaque; chmod 751 usr/share; chown 7:8 usr/share
+        find . -exec touch -h -d '2003-04-05 06:07:08.5' {} +
+        "#,
+    );
+    [top, bottom]
+}
+
+#[test]
+fn a_hard_link_into_a_lower_layer_is_what_overlayfs_makes_of_it() {
+    if !is_root("a_hard_link_into_a_lower_layer_is_what_overlayfs_makes_of_it") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let root = scratch.path();
+    let disk = SystemDisk::open(root).unwrap();
+    let layers = stack(&disk, root);
+    scratch.dir("c");
+    let container = disk.open_dir(&disk.root().unwrap(), b"c").unwrap();
+    active::create(&disk, &container, true).unwrap();
+    {
+        let _mounted = Mounted(&container);
+        mount(&disk, &container, &layers).unwrap_or_else(|error| panic!("{}", chain(&error)));
+        let script = "mkdir n; ln usr/share/deep/a n/a; ln lib/x n/x; ln lib/x n/again; ln -P usr/share/link n/link;
+                      ln dev/zero n/zero; ln dev/pipe n/pipe; ln usr/share/new n/new; touch -d @1600000000 n";
+        sh(&root.join("c/merged"), script);
+    }
+    let tar = Archive::default()
+        .dir("n")
+        .hard_link("n/a", "usr/share/deep/a")
+        .hard_link("n/x", "/lib/x")
+        .hard_link("n/again", "lib/x")
+        .hard_link("n/link", "usr/share/link")
+        .hard_link("n/zero", "dev/zero")
+        .hard_link("n/pipe", "dev/pipe")
+        .hard_link("n/new", "usr/share/new")
+        .end();
+    let third = Layer::new();
+    let below =
+        || -> Vec<Handle> { layers.iter().map(|layer| disk.open_dir_in_root(layer, ".".as_ref()).unwrap()).collect() };
+    let lower: Arc<dyn Disk> = Arc::new(SystemDisk::open(root).unwrap());
+    let extract = |layer: &Layer, tar: &[u8]| {
+        let lower = LowerStack::new(Arc::clone(&lower), below());
+        let support = Support { lower: Some(Box::new(lower)), ..Support::default() };
+        let expected = expectation_of(tar, tar);
+        let extraction = Extraction::start_with(layer.disk.clone(), layer.dir(), expected, support)?;
+        let _ = extraction.feed(tar.to_vec()); // Its end says why.
+        extraction.finish()
+    };
+    let extracted = extract(&third, &tar).unwrap_or_else(|error| panic!("{}", chain(&error)));
+    assert!(extracted.tree.depends_on_parents && !extracted.tree.implied_directories);
+    let visible = |tree: &Path| {
+        let mut nodes = list(tree);
+        nodes.iter_mut().for_each(|node| node.xattrs.retain(|(name, _)| !name.starts_with(b"trusted.overlay.")));
+        nodes
+    };
+    assert_same(&visible(&third.tree()), &visible(&root.join("c/upper")));
+    assert!(list(&third.tree()).iter().all(|node| node.xattrs.iter().all(|(name, _)| name.starts_with(b"user."))));
+    assert!(third.rebuilt().unwrap_or_else(|error| panic!("{}", chain(&error))) == tar);
+    let recipe = Recipe::open(third.disk.clone(), &third.dir()).unwrap();
+    assert!(recipe.summary().depends_on_parents);
+    let copied: Vec<_> = recipe
+        .items()
+        .filter_map(|item| match item.unwrap() {
+            Item::Copied(copied) => Some(String::from_utf8(copied.path.clone()).unwrap()),
+            Item::LedTo(path) => Some(format!("led to {}", String::from_utf8(path).unwrap())),
+            _ => None,
+        })
+        .collect();
+    let expected = [
+        "usr",
+        "usr/share",
+        "usr/share/deep",
+        "usr/share/deep/a",
+        "usr/lib",
+        "usr/lib/x",
+        "led to usr/lib/x",
+        "usr/share/link",
+        "dev",
+        "dev/zero",
+        "dev/pipe",
+        "usr/share/new",
+    ];
+    assert_eq!(copied, expected);
+    let content = blake3::hash(&std::fs::read(third.tree().join("n/a")).unwrap());
+    assert_eq!(recipe.find(b"usr/share/deep/a").unwrap().unwrap().content.blake3, *content.as_bytes());
+
+    // What the stack does not show, and what this layer hides itself, is nowhere.
+    for (case, tar) in [
+        ("a whiteout below", Archive::default().hard_link("h", "usr/share/gone").end()),
+        ("an opaque directory below", Archive::default().hard_link("h", "usr/opaque/f").end()),
+        ("nothing", Archive::default().hard_link("h", "usr/nothing").end()),
+        ("its own whiteout", Archive::default().file("usr/lib/.wh.x", b"").hard_link("h", "usr/lib/x").end()),
+        (
+            "its own opaque directory",
+            Archive::default().dir("usr").file("usr/.wh..wh..opq", b"").hard_link("h", "usr/lib/x").end(),
+        ),
+        ("its own file on the way", Archive::default().file("usr", b"").hard_link("h", "usr/lib/x").end()),
+    ] {
+        let error = extract(&Layer::new(), &tar).expect_err(case);
+        assert!(matches!(error, ExtractError::LinkOutsideLayer { .. }), "{case}: {}", chain(&error));
+    }
+    let directory = Archive::default().hard_link("h", "usr/share").end();
+    let error = extract(&Layer::new(), &directory).expect_err("a directory");
+    assert!(matches!(error, ExtractError::BadPath { .. }), "{}", chain(&error));
 }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use baleen_oci::{DiffId, Digest};
 
-use crate::disk::{Access, Disk, Handle, read_full_at};
+use crate::disk::{Access, Disk, Handle, NodeKind, Timestamp, read_full_at};
 
 mod bytes;
 mod reader;
@@ -63,6 +63,12 @@ const TAG_ZEROS: u8 = 2;
 const TAG_FILE: u8 = 3;
 const TAG_SPARSE_FILE: u8 = 4;
 const TAG_KEPT: u8 = 5;
+const TAG_COPIED: u8 = 6;
+const TAG_LED_TO: u8 = 7;
+/// Most bytes of the attributes of a copied node, names and values.
+const COPIED_XATTR_BYTES_MAX: usize = 128 << 10;
+/// Most attributes of one.
+const COPIED_XATTRS_MAX: u64 = 1024;
 
 /// A part of a sparse file that has data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,6 +111,36 @@ pub enum Item {
         /// Size and hash.
         content: Content,
     },
+    /// A node that is not from the tar: a hard link of this layer leads to it in a layer below, so it was copied up. No bytes
+    /// of the tar. Directories on the way to it come first; it is a file of the recipe if it has contents.
+    Copied(Box<Copied>),
+    /// The hard link before this leads to this path of its own layer, through links of the layers below. No bytes of the tar.
+    LedTo(Vec<u8>),
+}
+
+/// A node that was copied up from the layers below, as it is in this layer's tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Copied {
+    /// Its path below `fs/`, without links.
+    pub path: Vec<u8>,
+    /// What it is.
+    pub kind: NodeKind,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Time of modification.
+    pub modified: Timestamp,
+    /// Major and minor number of a device.
+    pub device: (u32, u32),
+    /// Target of a symbolic link.
+    pub link: Vec<u8>,
+    /// Attributes, sorted by name.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Contents of a regular file, and of it alone.
+    pub content: Option<Content>,
 }
 
 /// A file that a recipe knows.
@@ -154,6 +190,8 @@ pub struct Summary {
     pub payload_bytes: u64,
     /// Directories that the archive implies but does not contain were made, as 0755 root.
     pub implied_directories: bool,
+    /// Nodes were copied up from the layers below ([`Item::Copied`]): the layer belongs to its parents.
+    pub depends_on_parents: bool,
 }
 
 /// Why a recipe cannot be read or written.

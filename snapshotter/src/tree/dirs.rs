@@ -22,7 +22,7 @@ use crate::limits::{LINKS_FOLLOWED_MAX, PATH_BYTES_MAX};
 /// Directories held open.
 pub(super) const CACHED_MAX: usize = 32;
 
-pub(super) const OPAQUE_XATTR: &[u8] = b"trusted.overlay.opaque";
+pub(super) use crate::lower::OPAQUE_XATTR;
 
 /// Directories of the tree, the root first.
 #[derive(Debug)]

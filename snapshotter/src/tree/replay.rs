@@ -84,6 +84,7 @@ impl Replay {
                 self.payload(content.size_bytes)
             }
             Item::Kept { content, .. } => self.payload(content.size_bytes),
+            Item::Copied(_) | Item::LedTo(_) => refuse("it has nodes of the layers below"),
         }
     }
 

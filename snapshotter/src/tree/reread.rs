@@ -20,7 +20,14 @@ pub(super) fn reread(disk: &Arc<dyn Disk>, layer_dir: &Handle, offset: u64) -> R
                 (recipe.location(files - 1, &path), content, segments)
             }
             Item::Kept { number, content } => (Location::Kept { number, rest: Vec::new() }, content, None),
-            Item::Literal(_) | Item::Zeros(_) => continue,
+            Item::Copied(copied) => match copied.content {
+                Some(content) => {
+                    files += 1;
+                    (recipe.location(files - 1, &copied.path), content, None)
+                }
+                None => continue,
+            },
+            Item::Literal(_) | Item::Zeros(_) | Item::LedTo(_) => continue,
         };
         let path = path_of(&location);
         let file = opener.open(&path).map_err(|source| io_error("read back", &path, source))?;

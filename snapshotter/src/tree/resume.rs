@@ -57,6 +57,9 @@ impl TreeWriter {
             trailing_zeros: state.trailing_zeros,
             tail: state.tail,
             guard: Guard::default(),
+            below: None,
+            copied_bytes: 0,
+            depends_on_parents: false,
             resumed_at: Some(recipe_bytes),
         })
     }

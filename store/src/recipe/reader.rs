@@ -94,12 +94,18 @@ impl Recipe {
             let items =
                 Items { recipe: self, frames: number..number + 1, frame: Vec::new(), position: 0, failed: false };
             for item in items {
-                if let Item::File { path: known, content, segments } = item? {
-                    if known == path && self.location(ordinal, path) == Location::Tree(path.to_vec()) {
-                        found = Some(FileFacts { content, segments });
-                    }
-                    ordinal += 1;
+                let (known, content, segments) = match item? {
+                    Item::File { path, content, segments } => (path, content, segments),
+                    Item::Copied(copied) => match copied.content {
+                        Some(content) => (copied.path, content, None),
+                        None => continue,
+                    },
+                    _ => continue,
+                };
+                if known == path && self.location(ordinal, path) == Location::Tree(path.to_vec()) {
+                    found = Some(FileFacts { content, segments });
                 }
+                ordinal += 1;
             }
             if found.is_some() {
                 return Ok(found);
@@ -169,9 +175,45 @@ pub(super) fn parse_item(fields: &mut Fields<'_>) -> Result<Item, RecipeError> {
             let segments = if tag == TAG_SPARSE_FILE { Some(parse_segments(fields, &content)?) } else { None };
             Ok(Item::File { path, content, segments })
         }
+        TAG_COPIED => parse_copied(fields).map(|copied| Item::Copied(Box::new(copied))),
+        TAG_LED_TO => Ok(Item::LedTo(fields.bytes(ITEM_PATH_BYTES_MAX)?.to_vec())),
         TAG_KEPT => Ok(Item::Kept { number: fields.number()?, content: parse_content(fields)? }),
         _ => Err(damaged("it has an unknown item")),
     }
+}
+
+fn parse_copied(fields: &mut Fields<'_>) -> Result<Copied, RecipeError> {
+    let path = fields.bytes(ITEM_PATH_BYTES_MAX)?.to_vec();
+    let kind = match fields.byte()? {
+        0 => NodeKind::File,
+        1 => NodeKind::Directory,
+        2 => NodeKind::Symlink,
+        3 => NodeKind::CharDevice,
+        4 => NodeKind::BlockDevice,
+        5 => NodeKind::Fifo,
+        6 => NodeKind::Socket,
+        _ => return Err(damaged("it has an unknown kind of node")),
+    };
+    let short = |fields: &mut Fields<'_>| {
+        u32::try_from(fields.number()?).map_err(|_| damaged("a number of a node is too large"))
+    };
+    let (mode, uid, gid) = (short(fields)?, short(fields)?, short(fields)?);
+    let device = (short(fields)?, short(fields)?);
+    let mut seconds = [0; 8];
+    seconds.copy_from_slice(fields.take(8)?);
+    let modified = Timestamp { seconds: i64::from_le_bytes(seconds), nanoseconds: short(fields)? };
+    let link = fields.bytes(ITEM_PATH_BYTES_MAX)?.to_vec();
+    let count = fields.number()?;
+    if mode > 0o7777 || modified.nanoseconds > 999_999_999 || count > COPIED_XATTRS_MAX {
+        return Err(damaged("a number of a node is too large"));
+    }
+    let mut xattrs = Vec::new();
+    for _ in 0..count {
+        let name = fields.bytes(COPIED_XATTR_BYTES_MAX)?.to_vec();
+        xattrs.push((name, fields.bytes(COPIED_XATTR_BYTES_MAX)?.to_vec()));
+    }
+    let content = if kind == NodeKind::File { Some(parse_content(fields)?) } else { None };
+    Ok(Copied { path, kind, mode, uid, gid, modified, device, link, xattrs, content })
 }
 
 fn parse_content(fields: &mut Fields<'_>) -> Result<Content, RecipeError> {
@@ -209,11 +251,11 @@ fn parse_index(bytes: &[u8]) -> Result<Index, RecipeError> {
     };
     let diff_id = DiffId(digest.ok_or_else(|| damaged("its diff ID is unknown"))?);
     let (tar_size_bytes, entries, payload_bytes) = (fields.number()?, fields.number()?, fields.number()?);
-    let implied_directories = match fields.number()? {
-        0 => false,
-        1 => true,
-        _ => return Err(damaged("it has unknown flags")),
-    };
+    let flags = fields.number()?;
+    if flags > 3 {
+        return Err(damaged("it has unknown flags"));
+    }
+    let (implied_directories, depends_on_parents) = (flags & 1 != 0, flags & 2 != 0);
     let mut moves = Vec::new();
     for _ in 0..fields.number()? {
         let (files_before, number) = (fields.number()?, fields.number()?);
@@ -235,7 +277,7 @@ fn parse_index(bytes: &[u8]) -> Result<Index, RecipeError> {
         .iter()
         .try_fold(0u64, |sum, frame| sum.checked_add(frame.files))
         .ok_or_else(|| damaged("it has too many files"))?;
-    let summary = Summary { diff_id, tar_size_bytes, entries, payload_bytes, implied_directories };
+    let summary = Summary { diff_id, tar_size_bytes, entries, payload_bytes, implied_directories, depends_on_parents };
     Ok((summary, moves, frames))
 }
 

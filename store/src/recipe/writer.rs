@@ -67,8 +67,10 @@ impl RecipeWriter {
             let mut fields = Fields(&frame);
             while !fields.is_empty() {
                 let item = parse_item(&mut fields)?;
-                if let Item::File { path, .. } = &item {
-                    writer.count_file(path);
+                match &item {
+                    Item::File { path, .. } => writer.count_file(path),
+                    Item::Copied(copied) if copied.content.is_some() => writer.count_file(&copied.path),
+                    _ => {}
                 }
                 visit(item)?;
             }
@@ -164,6 +166,52 @@ impl RecipeWriter {
         }
     }
 
+    /// Adds a node that was copied up from the layers below.
+    ///
+    /// # Errors
+    /// [`RecipeError::Io`].
+    pub fn copied(&mut self, copied: &Copied) -> Result<(), RecipeError> {
+        self.join_literal();
+        self.frame.push(TAG_COPIED);
+        put_bytes(&mut self.frame, &copied.path);
+        self.frame.push(match copied.kind {
+            NodeKind::File => 0,
+            NodeKind::Directory => 1,
+            NodeKind::Symlink => 2,
+            NodeKind::CharDevice => 3,
+            NodeKind::BlockDevice => 4,
+            NodeKind::Fifo => 5,
+            NodeKind::Socket => 6,
+        });
+        for number in [copied.mode, copied.uid, copied.gid, copied.device.0, copied.device.1] {
+            put_number(&mut self.frame, number.into());
+        }
+        self.frame.extend_from_slice(&copied.modified.seconds.to_le_bytes());
+        put_number(&mut self.frame, copied.modified.nanoseconds.into());
+        put_bytes(&mut self.frame, &copied.link);
+        put_number(&mut self.frame, copied.xattrs.len() as u64);
+        for (name, value) in &copied.xattrs {
+            put_bytes(&mut self.frame, name);
+            put_bytes(&mut self.frame, value);
+        }
+        if let Some(content) = &copied.content {
+            self.put_content(content);
+            self.count_file(&copied.path);
+        }
+        self.end_item()
+    }
+
+    /// Adds where a hard link leads that goes through links of the layers below.
+    ///
+    /// # Errors
+    /// [`RecipeError::Io`].
+    pub fn led_to(&mut self, path: &[u8]) -> Result<(), RecipeError> {
+        self.join_literal();
+        self.frame.push(TAG_LED_TO);
+        put_bytes(&mut self.frame, path);
+        self.end_item()
+    }
+
     /// Adds payload that lies in `kept/<number>`.
     ///
     /// # Errors
@@ -257,7 +305,7 @@ impl RecipeWriter {
         put_number(&mut index, summary.tar_size_bytes);
         put_number(&mut index, summary.entries);
         put_number(&mut index, summary.payload_bytes);
-        put_number(&mut index, u64::from(summary.implied_directories));
+        put_number(&mut index, u64::from(summary.implied_directories) | u64::from(summary.depends_on_parents) << 1);
         put_number(&mut index, self.moves.len() as u64);
         for moved in &self.moves {
             put_number(&mut index, moved.files_before);
