@@ -15,7 +15,7 @@ use crate::users::Users;
 
 /// The longest blob that is read whole: manifests, indexes and configs have at most 4 MiB.
 const BLOB_BYTES_MAX: u64 = 4 << 20;
-const BLOB_MODE: u32 = 0o600;
+pub(crate) const BLOB_MODE: u32 = 0o600;
 
 /// How far a check is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -48,15 +48,10 @@ pub(crate) fn check(
     findings: &mut Vec<Finding>,
     watch: &mut dyn FnMut(&Progress) -> bool,
 ) -> Ended {
-    let mut objects: Vec<Target> =
-        inspection.blobs().into_iter().map(|blob| Target::Blob(blob.digest, blob.size_bytes)).collect();
-    objects.extend(inspection.layers().into_iter().map(Target::Layer));
-    objects.extend(inspection.containers().into_iter().map(|fact| Target::Container(fact.id)));
-    objects.retain(|target| after.is_none_or(|after| target.rank() > rank_of(after)));
-    objects.sort_by_key(Target::rank);
+    let objects = targets(inspection, after);
     let mut progress = Progress { total_bytes: objects.iter().map(Target::bytes).sum(), ..Progress::default() };
     let mut last = after.map(str::to_owned);
-    let owner = inspection.disk().metadata(inspection.root()).map_or((0, 0), |root| (root.uid, root.gid));
+    let owner = owner_of(inspection);
     for target in objects {
         progress.object = target.object().path();
         let before = findings.len();
@@ -87,14 +82,31 @@ pub(crate) fn check(
     Ended::Complete
 }
 
-enum Target {
+/// Who owns what no record describes: whoever owns the data root.
+pub(crate) fn owner_of(inspection: &Inspection) -> (u32, u32) {
+    inspection.disk().metadata(inspection.root()).map_or((0, 0), |root| (root.uid, root.gid))
+}
+
+/// Everything to be checked behind `after`, in order (X1).
+pub(crate) fn targets(inspection: &Inspection, after: Option<&str>) -> Vec<Target> {
+    let blobs = inspection.blobs().into_iter().map(|blob| Target::Blob(blob.digest, blob.size_bytes));
+    let layers = inspection.layers().into_iter().map(Target::Layer);
+    let containers = inspection.containers().into_iter().map(|fact| Target::Container(fact.id));
+    let mut targets: Vec<Target> = blobs.chain(layers).chain(containers).collect();
+    targets.retain(|target| after.is_none_or(|after| target.rank() > rank_of(after)));
+    targets.sort_by_key(Target::rank);
+    targets
+}
+
+/// One object to be checked.
+pub(crate) enum Target {
     Blob(Digest, u64),
     Layer(LayerFact),
     Container(String),
 }
 
 impl Target {
-    fn object(&self) -> StoredObject {
+    pub(crate) fn object(&self) -> StoredObject {
         match self {
             Target::Blob(digest, _) => StoredObject::Blob(*digest),
             Target::Layer(fact) => StoredObject::Layer(fact.key.clone()),
@@ -102,7 +114,7 @@ impl Target {
         }
     }
 
-    fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         match self {
             Target::Blob(_, size_bytes) => *size_bytes,
             Target::Layer(fact) => fact.unpacked_size_bytes + fact.recipe_size_bytes,
@@ -125,7 +137,7 @@ fn rank_of(path: &str) -> (u8, String) {
     (class, path.to_owned())
 }
 
-fn blob(
+pub(crate) fn blob(
     inspection: &Inspection,
     digest: &Digest,
     size_bytes: u64,

@@ -383,7 +383,7 @@ impl Comparison<'_> {
 }
 
 /// The mode in which an extraction makes the recipe.
-const RECIPE_MODE: u32 = 0o600;
+pub(crate) const RECIPE_MODE: u32 = 0o600;
 
 pub(crate) enum ReadStopped {
     Interrupted,
@@ -399,38 +399,16 @@ pub(crate) fn read_content(
     buffer: &mut [u8],
     advance: Advance<'_>,
 ) -> Result<Option<Content>, ReadStopped> {
-    let mut hasher = blake3::Hasher::new();
-    let whole = [Segment { offset: 0, length: file.size_bytes }];
-    let segments = file.segments.as_deref().unwrap_or(&whole);
-    let mut read = |range: Segment, take: &mut dyn FnMut(&[u8])| -> Result<(), ReadStopped> {
-        let (mut offset, mut left) = (range.offset, range.length);
-        while left > 0 {
-            let part = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
-            let count = disk.read_at(handle, &mut buffer[..part], offset).map_err(ReadStopped::Failed)?;
-            if count == 0 {
-                return Ok(()); // Shorter than it was a moment ago: the hash tells.
-            }
-            take(&buffer[..count]);
-            (offset, left) = (offset + count as u64, left - count as u64);
-            if advance(count as u64) {
-                return Err(ReadStopped::Interrupted);
-            }
-        }
-        Ok(())
-    };
-    let mut size_bytes = 0;
-    for segment in segments {
-        read(*segment, &mut |bytes| {
-            hasher.update(bytes);
-            size_bytes += bytes.len() as u64;
-        })?;
-    }
+    let content = read_payload(disk, handle, file, buffer, advance)?;
     if file.segments.is_some() {
+        let segments = file.segments.as_deref().unwrap_or_default();
         let everywhere = more_is_allocated(found, segments);
         let (mut end, mut zeros) = (0, true);
         for next in segments.iter().copied().chain([Segment { offset: file.size_bytes, length: 0 }]) {
             for hole in hole_parts(end, next.offset, everywhere) {
-                read(hole, &mut |bytes| zeros &= bytes.iter().all(|byte| *byte == 0))?;
+                read_range(disk, handle, hole, buffer, advance, &mut |bytes| {
+                    zeros &= bytes.iter().all(|byte| *byte == 0)
+                })?;
             }
             end = next.offset + next.length;
         }
@@ -438,7 +416,51 @@ pub(crate) fn read_content(
             return Ok(None);
         }
     }
-    Ok(Some(Content { size_bytes, blake3: *hasher.finalize().as_bytes() }))
+    Ok(Some(content))
+}
+
+/// Size and hash of a file's payload alone.
+pub(crate) fn read_payload(
+    disk: &dyn Disk,
+    handle: &Handle,
+    file: &FileContent,
+    buffer: &mut [u8],
+    advance: Advance<'_>,
+) -> Result<Content, ReadStopped> {
+    let mut hasher = blake3::Hasher::new();
+    let mut size_bytes = 0;
+    let whole = [Segment { offset: 0, length: file.size_bytes }];
+    for segment in file.segments.as_deref().unwrap_or(&whole) {
+        read_range(disk, handle, *segment, buffer, advance, &mut |bytes| {
+            hasher.update(bytes);
+            size_bytes += bytes.len() as u64;
+        })?;
+    }
+    Ok(Content { size_bytes, blake3: *hasher.finalize().as_bytes() })
+}
+
+fn read_range(
+    disk: &dyn Disk,
+    handle: &Handle,
+    range: Segment,
+    buffer: &mut [u8],
+    advance: Advance<'_>,
+    take: &mut dyn FnMut(&[u8]),
+) -> Result<(), ReadStopped> {
+    let (mut offset, mut left) = (range.offset, range.length);
+    while left > 0 {
+        let part = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
+        let count = disk.read_at(handle, &mut buffer[..part], offset).map_err(ReadStopped::Failed)?;
+        if count == 0 {
+            return Ok(()); // Shorter than it was a moment ago: the hash tells.
+        }
+        take(&buffer[..count]);
+        (offset, left) = (offset + count as u64, left - count as u64);
+        if advance(count as u64) {
+            return Err(ReadStopped::Interrupted);
+        }
+    }
+    Ok(())
 }
 
 /// Whether more pages are allocated than the parts with data need: then a page of a hole may have data.

@@ -16,6 +16,7 @@ mod expected;
 mod finding;
 mod layer;
 mod quick;
+mod repair;
 mod report;
 mod users;
 
@@ -23,6 +24,7 @@ use baleen_store::{Inspection, StoreError};
 
 pub use deep::Progress;
 pub use finding::{Code, Finding, Outcome, Severity, Touched, TouchedContainer, TouchedImage};
+pub use repair::{Source, open, repair};
 pub use report::{Depth, EXIT_CLEAN, EXIT_CORRECTED, EXIT_OPERATIONAL, EXIT_UNCORRECTED, EXIT_USAGE, Report};
 
 /// The version of the report's form.
@@ -37,6 +39,11 @@ pub fn quick(inspection: &Inspection) -> Result<Report, StoreError> {
     let findings = quick::check(inspection, &users)?;
     let (depth, complete) = (Depth::Quick, true);
     Ok(Report { version: REPORT_VERSION, depth, complete, checked_through: None, findings })
+}
+
+/// The report of a repair that ends with the opening of the store ([`open`]).
+pub fn opened(findings: Vec<Finding>) -> Report {
+    Report { version: REPORT_VERSION, depth: Depth::Quick, complete: true, checked_through: None, findings }
 }
 
 /// Checks every byte that the store owns: the quick check, then each blob, layer and container's configuration.

@@ -80,6 +80,12 @@ fn records(inspection: &Inspection, users: &Users, findings: &mut Vec<Finding>) 
             findings.push(on_image(Code::ImageIncomplete, &image.id, detail, users.of_image(&image.id)));
         }
     }
+    for key in inspection.suspects() {
+        let object = StoredObject::Layer(key);
+        let touched = users.of_object(&object);
+        let detail = "is marked as damaged: the next pull of its image fetches it again";
+        findings.push(Finding::new(Code::LayerSuspect, object.path(), detail).touching(touched));
+    }
     for container in inspection.containers().into_iter().filter(|fact| !inspection.has_image(&fact.image)) {
         let detail = format!("was made from the image {}, which is not recorded", container.image);
         let object = StoredObject::Container(container.id);

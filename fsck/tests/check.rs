@@ -202,9 +202,7 @@ fn each_kind_of_damage_in_a_layer_is_named_by_its_own_code() {
     expect("a flipped bit", |h| flip(&rich(h, "fs/bin/shared"), 3), &[(Code::FileContent, "RICH/fs/bin/shared")], app);
     expect("a bit in a hole", |h| flip(&rich(h, "fs/sparse"), 100), &[(Code::FileContent, "RICH/fs/sparse")], app);
     expect("kept bytes", |h| flip(&rich(h, "kept/0"), 0), &[(Code::FileContent, "RICH/kept/0")], app);
-    expect("a hard link", |h| flip(&rich(h, "fs/bin/program"), 9), &[(Code::FileContent, "RICH/fs/bin/program")], {
-        app
-    });
+    expect("a hard link", |h| flip(&rich(h, "fs/bin/program"), 9), &[(Code::FileContent, "RICH/fs/bin/program")], app);
     expect(
         "a shorter file",
         |h| keeping_times(&rich(h, "fs/bin/shared"), |path| std::fs::write(path, b"these").unwrap()),
@@ -218,7 +216,7 @@ fn each_kind_of_damage_in_a_layer_is_named_by_its_own_code() {
         "a mode of a device",
         |h| set_mode(&rich(h, "fs/dev/null"), 0o600),
         &[(Code::NodeMode, "RICH/fs/dev/null")],
-        { app },
+        app,
     );
     expect("a mode of the root", |h| set_mode(&rich(h, "fs"), 0o700), &[(Code::NodeMode, "RICH/fs")], app);
     expect(

@@ -262,6 +262,11 @@ pub trait Disk: Send + Sync {
     /// Sets an extended attribute of an open file or directory.
     fn set_xattr(&self, node: &Handle, name: &[u8], value: &[u8]) -> io::Result<()>;
 
+    /// Removes an extended attribute of an open file or directory. For repairs; a disk that none are made on need not have it.
+    fn remove_xattr(&self, _node: &Handle, _name: &[u8]) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+    }
+
     // Make durable.
 
     /// Makes a file's contents and attributes, or the names in a directory, durable (`fsync`).

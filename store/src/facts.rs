@@ -182,6 +182,8 @@ pub(crate) enum Record {
     ContainerChanged(ContainerFact),
     /// A container is gone.
     ContainerRemoved(String),
+    /// A layer was found damaged.
+    LayerSuspect(LayerKey),
     /// A volume was staged in that transaction.
     VolumeStored(VolumeFact, TransactionId),
     /// A volume is gone.
@@ -219,6 +221,8 @@ pub(crate) struct Facts {
     pub(crate) pulls: BTreeMap<Digest, Stated<PullFact>>,
     pub(crate) containers: BTreeMap<String, (Stated<ContainerFact>, TransactionId)>,
     pub(crate) volumes: BTreeMap<String, (Stated<VolumeFact>, TransactionId)>,
+    /// Damaged layers, each with the sequence of the record that says so.
+    pub(crate) suspects: BTreeMap<LayerKey, u64>,
 }
 
 impl Facts {
@@ -231,9 +235,18 @@ impl Facts {
             }
             Record::BlobRemoved(digest) => drop(self.blobs.remove(&digest)),
             Record::LayerStored(fact) => {
+                self.suspects.remove(&fact.key);
                 self.layers.insert(fact.key.clone(), Stated { sequence, fact });
             }
-            Record::LayerRemoved(key) => drop(self.layers.remove(&key)),
+            Record::LayerRemoved(key) => {
+                self.suspects.remove(&key);
+                self.layers.remove(&key);
+            }
+            Record::LayerSuspect(key) => {
+                if self.layers.contains_key(&key) {
+                    self.suspects.insert(key, sequence);
+                }
+            }
             Record::ImageStored(fact) => {
                 self.images.insert(fact.id, Stated { sequence, fact });
             }
@@ -283,6 +296,7 @@ impl Facts {
         for (stated, transaction) in self.volumes.values() {
             records.push((stated.sequence, Record::VolumeStored(stated.fact.clone(), *transaction)));
         }
+        records.extend(self.suspects.iter().map(|(key, sequence)| (*sequence, Record::LayerSuspect(key.clone()))));
         // In the order of the log, so that a base reads like the log it replaces.
         records.sort_by_key(|(sequence, _)| *sequence);
         records
@@ -298,9 +312,12 @@ impl Facts {
         }
     }
 
-    /// The live layer that was extracted from `blob`.
+    /// The live layer that was extracted from `blob`; a damaged one was in its place long ago, and does not count.
     pub(crate) fn layer_of_blob(&self, blob: &Digest) -> Option<&LayerFact> {
-        self.layers.values().map(|stated| &stated.fact).find(|fact| fact.blob == *blob)
+        self.layers
+            .values()
+            .map(|stated| &stated.fact)
+            .find(|fact| fact.blob == *blob && !self.suspects.contains_key(&fact.key))
     }
 
     /// What is reachable from images, containers and pulls, without the leases.

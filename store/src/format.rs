@@ -75,6 +75,14 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<StoreId, StoreError> {
     }
     let version = number(8)? as u32;
     if version > VERSION {
+        // One flipped bit must not make a store look newer: the checksum tells, since a newer one does not have ours.
+        let mut older = bytes.get(..CHECKED).ok_or_else(damaged).map(<[u8]>::to_vec).unwrap_or_default();
+        if let Some(field) = older.get_mut(8..12) {
+            field.copy_from_slice(&VERSION.to_le_bytes());
+            if bytes.get(CHECKED..) == Some(&blake3::hash(&older).as_bytes()[..]) {
+                return Err(damaged());
+            }
+        }
         return Err(StoreError::NewerFormat { found: format!("version {version}"), known: VERSION });
     }
     let checked = bytes.get(..CHECKED).ok_or_else(damaged)?;

@@ -188,6 +188,11 @@ impl Inspection {
         self.facts.pulls.values().map(|stated| stated.fact.clone()).collect()
     }
 
+    /// Layers that are marked as damaged.
+    pub fn suspects(&self) -> Vec<LayerKey> {
+        self.facts.suspects.keys().cloned().collect()
+    }
+
     /// Whether an image is recorded.
     pub fn has_image(&self, id: &ImageId) -> bool {
         self.facts.images.contains_key(id)

@@ -18,9 +18,10 @@ use crate::error::{IoContext, StoreError};
 use crate::facts::{Facts, Record};
 use crate::format;
 use crate::group::LogQueue;
-use crate::layout::{DIRECTORIES, Layout, Object, exists, partial_blob};
+use crate::layout::{DIRECTORIES, Layout, Object, exists, is_missing, partial_blob};
 use crate::mutation::{self, Mutation};
 use crate::partial::{kept_bytes, remove_slots};
+use crate::salvage::{Lost, lost_format, restore_format, salvage};
 use crate::store::{Shared, State, Store};
 use crate::trash::{Aside, move_aside};
 use crate::wal::{Purpose, StoreId, Wal};
@@ -43,6 +44,9 @@ pub struct Opened {
     /// Objects that are recorded and not there: damage. Layers and blobs among them are forgotten, so that a pull
     /// fetches them again.
     pub missing: Vec<String>,
+    /// What was wrong with `FORMAT` or the log and how far the store is known again: damage. What was acknowledged may be
+    /// lost, and each line says what.
+    pub damage: Vec<String>,
 }
 
 impl Store {
@@ -52,26 +56,59 @@ impl Store {
     /// # Durability
     /// On `Ok` everything that was ever acknowledged is in place and durable.
     /// # Errors
-    /// `InUse`, `NewerFormat`, `NotAStore`, `SeveralMounts`, `Damaged`: nothing was changed. `FullDisk`, `Io`.
+    /// `InUse`, `NewerFormat`, `NotAStore`, `SeveralMounts`: nothing was changed. `FullDisk`, `Io`. A damaged log is none:
+    /// the store opens with what is known ([`Opened::damage`]).
     pub fn open(disk: Arc<dyn Disk>, new_id: [u8; 16]) -> Result<(Self, Opened), StoreError> {
         let root = disk.root().context("open", || "the data root".to_owned())?;
         let mut opened = Opened::default();
-        let found = format::read(disk.as_ref(), &root)?;
-        if found.is_none() {
+        let (found, format_lost) = match format::read(disk.as_ref(), &root) {
+            Err(StoreError::Damaged { .. }) => (lost_format(disk.as_ref(), &root, false)?, true),
+            Ok(None) => (lost_format(disk.as_ref(), &root, true)?, true),
+            other => (Lost::Store(other?), false),
+        };
+        if matches!(found, Lost::Never) {
             check_empty(disk.as_ref(), &root)?;
         }
         let lock = take_lock(disk.as_ref(), &root)?;
         let store_id = match found {
-            Some(store_id) => store_id,
-            None => {
+            Lost::Store(store_id) => store_id.unwrap_or(new_id),
+            Lost::Never => {
                 opened.created = true;
                 create(disk.as_ref(), &root, new_id)?
             }
         };
+        if format_lost && !opened.created {
+            restore_format(disk.as_ref(), &root, store_id)?;
+            opened.damage.push("FORMAT was lost or damaged: it is written anew from the log".to_owned());
+        }
         disk.set_mode(&root, 0o700).context("set the mode of", || "the data root".to_owned())?;
-        let layout = Layout::open(disk.as_ref(), root)?;
+        let layout = match Layout::open(disk.as_ref(), root) {
+            Err(StoreError::Io { source, path, .. }) if is_missing(&source) => {
+                let root = disk.root().context("open", || "the data root".to_owned())?;
+                Layout::create(disk.as_ref(), &root)?;
+                Layout::sync(disk.as_ref(), &root)?;
+                opened.damage.push(format!("the directory {path} was lost: it is made anew, empty"));
+                Layout::open(disk.as_ref(), root)?
+            }
+            other => other?,
+        };
         let wal_dir = disk.open_dir(&layout.root, b"wal").context("open", || "wal".to_owned())?;
-        let (wal, replayed) = Wal::open(disk.clone(), wal_dir, store_id)?;
+        // The creation may have been killed before the name of `FORMAT` was synced, and from here on records follow. Every
+        // opening since leaves a spare segment.
+        if !opened.created
+            && !exists(disk.as_ref(), &wal_dir, b"spare").context("look up", || "wal/spare".to_owned())?
+        {
+            disk.sync(&layout.root).context("sync", || "the data root".to_owned())?;
+        }
+        let (wal, replayed) = match Wal::open(disk.clone(), wal_dir, store_id) {
+            Err(StoreError::Damaged { what }) => {
+                tracing::error!(what, "the log is damaged: the store is gathered anew from what can be read");
+                opened.damage.extend(salvage(&disk, &layout, store_id)?);
+                let wal_dir = disk.open_dir(&layout.root, b"wal").context("open", || "wal".to_owned())?;
+                Wal::open(disk.clone(), wal_dir, store_id)?
+            }
+            other => other?,
+        };
         opened.clean = replayed.clean || opened.created;
         let aside = Aside::new(replayed.opened);
         let mut missing = Vec::new();

@@ -50,6 +50,7 @@ mod kind {
     pub(super) const CONTAINER_REMOVED: u16 = 28;
     pub(super) const VOLUME_STORED: u16 = 29;
     pub(super) const VOLUME_REMOVED: u16 = 30;
+    pub(super) const LAYER_SUSPECT: u16 = 31;
 }
 
 /// Encodes a record: its type, its version and its body.
@@ -135,6 +136,10 @@ pub(crate) fn encode(record: &Record) -> (u16, u16, Vec<u8>) {
             out.text(id);
             kind::CONTAINER_REMOVED
         }
+        Record::LayerSuspect(key) => {
+            out.layer_key(key);
+            kind::LAYER_SUSPECT
+        }
         Record::VolumeStored(fact, transaction) => {
             out.text(&fact.name);
             out.transaction(*transaction);
@@ -205,6 +210,7 @@ pub(crate) fn decode(kind: u16, version: u16, body: &[u8]) -> Result<Record, Rec
         }
         kind::CONTAINER_CHANGED => Record::ContainerChanged(input.container()?),
         kind::CONTAINER_REMOVED => Record::ContainerRemoved(input.text()?),
+        kind::LAYER_SUSPECT => Record::LayerSuspect(input.layer_key()?),
         kind::VOLUME_STORED => {
             let fact = VolumeFact { name: input.text()? };
             Record::VolumeStored(fact, input.transaction()?)
@@ -403,6 +409,7 @@ mod tests {
             Record::ContainerRemoved(container.id),
             Record::VolumeStored(VolumeFact { name: "data".to_owned() }, transaction),
             Record::VolumeRemoved("data".to_owned()),
+            Record::LayerSuspect(LayerKey::new(DiffId(digest("other")))),
         ]
     }
 

@@ -200,9 +200,12 @@ impl Store {
         self.shared.state().facts.layers.values().map(|stated| stated.fact.clone()).collect()
     }
 
-    /// One layer, without protecting it: see [`Store::lease`].
+    /// One layer, without protecting it: see [`Store::lease`]. `None` for a damaged one that can be stored again.
     pub fn layer(&self, key: &LayerKey) -> Option<LayerFact> {
         let state = self.shared.settled(&Key::Object(Object::Layer(key.clone())));
+        if state.facts.is_replaceable(key) {
+            return None;
+        }
         state.facts.layers.get(key).map(|stated| stated.fact.clone())
     }
 
@@ -298,12 +301,14 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Looks up a layer and protects it.
+    /// Looks up a layer and protects it. A damaged one that can be stored again is taken for missing (`suspect`, U1); it is
+    /// protected all the same.
     pub fn layer(&self, key: &LayerKey) -> Option<LayerFact> {
         let mut state = self.shared.settled(&Key::Object(Object::Layer(key.clone())));
+        let replaceable = state.facts.is_replaceable(key);
         let fact = state.facts.layers.get(key).map(|stated| stated.fact.clone())?;
         state.leases.entry(self.number).or_default().layers.insert(key.clone());
-        Some(fact)
+        (!replaceable).then_some(fact)
     }
 
     /// Looks up a blob and protects it.

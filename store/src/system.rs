@@ -328,6 +328,10 @@ impl Disk for SystemDisk {
         Ok(rustix::fs::fsetxattr(kernel(node)?, name, value, rustix::fs::XattrFlags::empty())?)
     }
 
+    fn remove_xattr(&self, node: &Handle, name: &[u8]) -> io::Result<()> {
+        Ok(rustix::fs::fremovexattr(kernel(node)?, name)?)
+    }
+
     fn sync(&self, node: &Handle) -> io::Result<()> {
         Ok(rustix::fs::fsync(kernel(node)?)?)
     }

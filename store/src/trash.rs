@@ -45,7 +45,7 @@ impl Store {
     /// Moves `name` to the trash.
     pub(crate) fn to_trash(&self, dir: &Handle, name: &[u8]) -> Result<(), StoreError> {
         let shared = &self.shared;
-        move_aside(shared.disk.as_ref(), dir, name, &shared.layout.trash, "trash", &shared.aside)
+        move_aside(shared.disk.as_ref(), dir, name, &shared.layout.trash, "trash", &shared.aside).map(drop)
     }
 
     /// Moves what stands in the place of `object` without a live record to the quarantine.
@@ -60,7 +60,16 @@ impl Store {
             return self.to_trash(place, &name);
         }
         tracing::warn!(path = %object.path(), "moved to quarantine: it stands where a new object belongs, and no record names it");
-        move_aside(shared.disk.as_ref(), place, &name, &shared.layout.quarantine, "quarantine", &shared.aside)
+        move_aside(shared.disk.as_ref(), place, &name, &shared.layout.quarantine, "quarantine", &shared.aside).map(drop)
+    }
+
+    /// Moves a name that belongs to nothing from inside an object to `quarantine/`; gives its name there. For repairs.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn quarantine_name(&self, dir: &Handle, name: &[u8]) -> Result<String, StoreError> {
+        let shared = &self.shared;
+        move_aside(shared.disk.as_ref(), dir, name, &shared.layout.quarantine, "quarantine", &shared.aside)
     }
 
     /// Removes at most `limit` names from the trash.
@@ -99,7 +108,7 @@ impl Store {
     }
 }
 
-/// Renames `name` into `target` under a name of our own.
+/// Renames `name` into `target` under a name of our own, and gives that.
 pub(crate) fn move_aside(
     disk: &dyn Disk,
     dir: &Handle,
@@ -107,15 +116,15 @@ pub(crate) fn move_aside(
     target: &Handle,
     target_path: &str,
     aside: &Aside,
-) -> Result<(), StoreError> {
+) -> Result<String, StoreError> {
     for _ in 0..NAMES_TRIED_MAX {
         let aside = aside.next();
         match disk.rename(dir, name, target, aside.as_bytes()) {
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) => continue,
-            Err(error) if is_missing(&error) => return Ok(()),
+            Err(error) if is_missing(&error) => return Ok(aside),
             other => {
                 let path = || format!("{} to {target_path}", String::from_utf8_lossy(name));
-                return other.context("move", path);
+                return other.context("move", path).map(|()| aside);
             }
         }
     }

@@ -104,6 +104,22 @@ impl Wal {
         Ok(())
     }
 
+    /// Goes on after damage: with these facts in a new base segment, which replay begins with from now on.
+    ///
+    /// # Durability
+    /// The segment and its name are durable on `Ok`.
+    pub(crate) fn start_over(
+        disk: &dyn Disk,
+        dir: &Handle,
+        store_id: StoreId,
+        number: u64,
+        first_sequence: u64,
+        facts: &Facts,
+    ) -> Result<(), StoreError> {
+        let header = SegmentHeader { kind: KIND_BASE, number, first_sequence };
+        write_base(disk, dir, store_id, header, facts).map(drop)
+    }
+
     /// Replays the log, and notes the opening in it.
     ///
     /// # Durability
@@ -437,17 +453,23 @@ struct Replay {
 /// Replays every segment from the newest base on. Writes nothing.
 fn read_log(disk: &dyn Disk, dir: &Handle, store_id: StoreId) -> Result<Log, StoreError> {
     let broken = |what: String| StoreError::Damaged { what };
+    // From the newest segment back to the newest base: what is older is kept for repairs, and may be damaged.
     let mut headers = Vec::new();
-    for number in list_segments(disk, dir)? {
+    for number in list_segments(disk, dir)?.into_iter().rev() {
         let file = open_segment(disk, dir, number)?;
         let mut block = vec![0; BLOCK];
         read_full_at(disk, &file, &mut block, 0).context("read", || segment_path(number))?;
         let header = SegmentHeader::decode(store_id, number, &block)
             .ok_or_else(|| broken(format!("the header of {} is not valid", segment_path(number))))?;
-        headers.push(header);
+        let is_base = header.kind == KIND_BASE;
+        headers.insert(0, header);
+        if is_base {
+            break;
+        }
     }
-    let bases = headers.iter().rposition(|header| header.kind == KIND_BASE);
-    let headers = &headers[bases.ok_or_else(|| broken("the log has no base segment".to_owned()))?..];
+    if headers.first().is_none_or(|header| header.kind != KIND_BASE) {
+        return Err(broken("the log has no base segment".to_owned()));
+    }
     let base = headers[0].number;
     let mut replay = Replay {
         facts: Facts::default(),
@@ -462,6 +484,10 @@ fn read_log(disk: &dyn Disk, dir: &Handle, store_id: StoreId) -> Result<Log, Sto
         }
         let file = open_segment(disk, dir, header.number)?;
         let bytes = read_segment(disk, &file, header.number)?;
+        // Preallocated and synced before it got its name (W4): one that is shorter has lost its end, and nothing else tells.
+        if (bytes.len() as u64) < SEGMENT_BYTES {
+            return Err(damaged(header.number, bytes.len(), "the segment ends early"));
+        }
         let until = headers.get(index + 1).map(|next| next.first_sequence);
         let position = replay_segment(store_id, header, &bytes, until, &mut replay)? as u64;
         if index + 1 == headers.len() {

@@ -62,6 +62,7 @@ struct Recovered {
     store: Store,
     facts: Vec<String>,
     missing: Vec<String>,
+    damage: Vec<String>,
     foreign_volumes: Vec<String>,
     created: bool,
     /// Whether something was in the trash before: what met an error was given up, its checkpoint too.
@@ -71,6 +72,7 @@ struct Recovered {
 fn open(disk: &SimulatedDisk) -> Result<Store, String> {
     let (store, opened) = Store::open(Arc::new(disk.clone()), *b"a store of tests").map_err(chain)?;
     assert_eq!(opened.missing, Vec::<String>::new(), "an opening misses objects");
+    assert_eq!(opened.damage, Vec::<String>::new(), "an opening finds damage");
     Ok(store)
 }
 
@@ -107,14 +109,18 @@ impl Scenario for Verb {
     fn recover(&self, disk: &SimulatedDisk) -> Result<Recovered, String> {
         let (store, opened) = Store::open(Arc::new(disk.clone()), *b"a store of tests").map_err(chain)?;
         let facts = facts(&store);
-        let Opened { missing, foreign_volumes, created, discarded, .. } = opened;
+        let Opened { missing, damage, foreign_volumes, created, discarded, .. } = opened;
         let trash = store.owners().map_err(chain)?.into_iter().filter(|owned| owned.owner == Owner::Trash).count();
         let given_up = trash > discarded.len();
-        Ok(Recovered { store, facts, missing, foreign_volumes, created, given_up })
+        Ok(Recovered { store, facts, missing, damage, foreign_volumes, created, given_up })
     }
 
     fn judge(&self, _: &SimulatedDisk, recovered: &Recovered, acks: &[Ack]) -> Result<(), String> {
-        let Recovered { store, missing, foreign_volumes, .. } = recovered;
+        let Recovered { store, missing, damage, foreign_volumes, .. } = recovered;
+        // What a cut leaves is no damage, and a rescue that hides one would hide a barrier that is missing.
+        if !damage.is_empty() {
+            return Err(format!("a cut looks like damage: {damage:?}"));
+        }
         if !missing.is_empty() {
             return Err(format!("{missing:?} are recorded and not there"));
         }

@@ -139,7 +139,7 @@ fn repair(options: &Options, disk: Arc<SystemDisk>) -> Result<Report, StoreError
     let id_error = |error: getrandom::Error| StoreError::Io {
         action: "make an id for",
         path: "the store".to_owned(),
-        source: error.into(),
+        source: std::io::Error::other(error.to_string()),
     };
     getrandom::getrandom(&mut new_id).map_err(id_error)?;
     let (store, findings) = baleen_fsck::open(disk, new_id)?;
