@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::{Answer, PATIENCE, Scratch, is_root};
+use crate::support::{Answer, PATIENCE, Scratch, is_root, no_settings};
 
 /// A child that does not outlive its test.
 struct Ended(Child);
@@ -29,7 +29,9 @@ fn activated(scratch: &Scratch, listener: UnixListener, host: &str, notify: Opti
             "exec 3<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS=1; exec \"$0\" \"$@\"",
             env!("CARGO_BIN_EXE_baleen"),
         ])
-        .args(["daemon", "-H", host, "--data-root"])
+        .args(["daemon", "-H", host, "--config-file"])
+        .arg(no_settings(scratch))
+        .arg("--data-root")
         .arg(scratch.path("data"))
         .arg("--exec-root")
         .arg(scratch.path("run"))
@@ -72,7 +74,9 @@ fn without_a_given_socket_activation_is_refused_in_docker_s_words() {
     for (host, listen) in [("fd://", None), ("fd://9", Some("1"))] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_baleen"));
         command
-            .args(["daemon", "-H", host, "--data-root"])
+            .args(["daemon", "-H", host, "--config-file"])
+            .arg(no_settings(&scratch))
+            .arg("--data-root")
             .arg(scratch.path("data"))
             .arg("--exec-root")
             .arg(scratch.path("run"));

@@ -275,6 +275,53 @@ fn signals_and_attached_clients_reach_the_container() {
 }
 
 #[test]
+fn programs_run_in_a_container_with_their_own_input_output_and_exit_code() {
+    let Some(setting) = Setting::new("programs_run_in_a_container_with_their_own_input_output_and_exit_code") else {
+        return;
+    };
+    assert_eq!(setting.baleen(&["run", "-d", "--network", "none", "--name", "host", "bb", "sleep", "1000"]).code, 0);
+    let exec = |arguments: &[&str]| setting.baleen(&[&["exec"], arguments].concat());
+    let said = exec(&[
+        "-e",
+        "A=1",
+        "-w",
+        "/bin",
+        "-u",
+        "7:8",
+        "host",
+        "sh",
+        "-c",
+        "echo $A $PWD $(id -u):$(id -g); echo err >&2; exit 6",
+    ]);
+    assert_eq!(said, Ended { code: 6, out: "1 /bin 7:8\n".into(), err: "err\n".into() });
+    assert_eq!(exec(&["host", "no-such-program"]).code, 127);
+    assert_eq!(exec(&["nobody", "true"]).code, 1);
+    assert_eq!(
+        exec(&["-d", "host", "sh", "-c", "echo done > /mark"]),
+        Ended { code: 0, out: String::new(), err: String::new() }
+    );
+    until("the program in the background runs", || exec(&["host", "cat", "/mark"]).out == "done\n");
+    let mut fed = setting.daemon.client();
+    fed.args(["exec", "-i", "host", "cat"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut fed = fed.spawn().expect("the client starts");
+    fed.stdin.take().expect("piped").write_all(b"through\n").expect("it reads");
+    assert_eq!(fed.wait_with_output().expect("our child").stdout, b"through\n");
+    let top = setting.baleen(&["top", "host"]);
+    assert!(top.out.starts_with("UID ") && top.out.contains("sleep 1000"), "{top:?}");
+    assert_eq!(setting.baleen(&["pause", "host"]).out, "host\n");
+    assert!(setting.baleen(&["ps"]).out.contains("(Paused)"));
+    assert_eq!(setting.baleen(&["unpause", "host"]).out, "host\n");
+    assert_eq!(setting.baleen(&["rename", "host", "renamed"]).code, 0);
+    assert_eq!(setting.baleen(&["update", "--memory", "64m", "--memory-swap", "64m", "renamed"]).out, "renamed\n");
+    assert_eq!(
+        setting.baleen(&["inspect", "-f", "{{.Name}} {{.HostConfig.Memory}}", "renamed"]).out,
+        "/renamed 67108864\n"
+    );
+    assert_eq!(setting.baleen(&["restart", "-t", "0", "renamed"]).out, "renamed\n");
+    assert_eq!(setting.baleen(&["inspect", "-f", "{{.State.Running}}", "renamed"]).out, "true\n");
+}
+
+#[test]
 fn without_a_daemon_the_client_says_how_to_start_one() {
     let scratch = Scratch::new();
     let ask = |program: &Path, arguments: &[&str]| {

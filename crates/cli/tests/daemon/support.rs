@@ -47,11 +47,19 @@ impl Drop for Scratch {
     }
 }
 
+/// A settings file that says nothing: the machine's own is not for tests.
+pub(crate) fn no_settings(scratch: &Scratch) -> PathBuf {
+    let path = scratch.path("no-settings.json");
+    fs::write(&path, "{}").expect("a file");
+    path
+}
+
 /// The program under test, as the daemon with its own roots in `scratch`.
 pub(crate) fn command(scratch: &Scratch, name: &str, socket: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_baleen"));
     command
         .arg("daemon")
+        .args([OsStr::new("--config-file"), no_settings(scratch).as_os_str()])
         .arg("--host")
         .arg(format!("unix://{}", socket.display()))
         .args([OsStr::new("--data-root"), scratch.path(&format!("{name}-data")).as_os_str()])

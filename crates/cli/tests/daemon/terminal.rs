@@ -142,3 +142,16 @@ fn the_detach_keys_leave_the_container_running_and_attach_finds_it_again() {
     let refused = setting.baleen(&["run", "-it", "--rm", "--network", "none", "bb", "sh"]);
     assert!(refused.code == 1 && refused.err.contains("the input device is not a TTY"), "{refused:?}");
 }
+
+#[test]
+fn a_program_in_a_container_has_a_terminal_of_its_own() {
+    let test = "a_program_in_a_container_has_a_terminal_of_its_own";
+    let Some(setting) = Setting::new(test) else { return };
+    assert_eq!(setting.baleen(&["run", "-d", "--network", "none", "--name", "host", "bb", "sleep", "1000"]).code, 0);
+    let Some(mut typed) = Typed::start(&setting, "stty rows 31 cols 79; $B exec -it host sh") else { return };
+    typed.sees("#");
+    typed.key(b"echo $((40 + 2)) $(stty size)\r");
+    typed.sees("42 31 79");
+    typed.key(b"exit 4\r");
+    typed.ends_with(4);
+}
