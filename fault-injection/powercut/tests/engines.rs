@@ -101,13 +101,13 @@ fn mutated() -> Option<PathBuf> {
     std::env::var_os("BALEEN_MUTATED_BIN").map(PathBuf::from).filter(|path| path.is_file())
 }
 
-/// Each deliberate fault of the engine, a workload that meets it, and whether it wants torn writes to be seen.
+/// Each deliberate fault of the engine, a workload that meets it, and whether it wants more than the boundaries of epochs.
 const MUTATIONS: [(&str, &str, bool); 6] = [
     ("barrier-skipped", "pull", false),
     ("record-before-barrier", "pull", false),
     ("staging-wiped", "pull", false),
     ("log-sync-skipped", "tag", false),
-    ("checkpoint-before-data", "resume", false),
+    ("checkpoint-before-data", "resume", true),
     ("torn-batch-accepted", "many", true),
 ];
 
@@ -119,19 +119,30 @@ fn every_mutation_of_the_engine_passes_uncut_and_is_convicted_by_cut_states() ->
         skipped("every_mutation_of_the_engine_passes_uncut_and_is_convicted_by_cut_states", reason);
         return Ok(());
     };
-    for (mutation, name, torn) in MUTATIONS {
+    for (mutation, name, all_kinds) in MUTATIONS {
         let variables = vec![("BALEEN_MUTATION".to_owned(), mutation.to_owned())];
         let mut workload =
             engines::workload(Kind::Baleen, name, Options { program: Some(program.clone()), variables })?;
         let broken = uncut(&mut workload)?;
         ensure!(broken.is_empty(), "{mutation} was seen without a cut: {broken:?}");
-        let plan = Plan { boundaries_only: !torn, states_max: 250, convictions_max: 1, seed: 7, ..Plan::default() };
-        let (_, convictions) = tried(&mut workload, Vec::new(), &plan)?;
+        let plan =
+            Plan { boundaries_only: !all_kinds, states_max: 150, convictions_max: 1, seed: 7, ..Plan::default() };
+        // Two recordings are not alike to the byte; one whose checkpoints came at a lucky time is followed by another.
+        let mut convictions = Vec::new();
+        for _ in 0..RECORDINGS_MAX {
+            convictions = tried(&mut workload, Vec::new(), &plan)?.1;
+            if !convictions.is_empty() {
+                break;
+            }
+        }
         let told = convictions.first().with_context(|| format!("no state of {name} convicts {mutation}"))?;
         println!("{mutation}: {}", told.lines().next().unwrap_or_default());
     }
     Ok(())
 }
+
+/// Recordings of one workload in which a mutation must be convicted.
+const RECORDINGS_MAX: u32 = 3;
 
 /// Writes of the recording that are tried to fail, until one is data that nobody else answers for.
 const FAILED_WRITES: [u64; 6] = [14, 20, 26, 32, 11, 38];

@@ -88,7 +88,8 @@ fn make(name: &str) -> Result<Image> {
         "b:1" => vec![base()?, folder("b", 2, 20)?],
         "many:1" => many()?,
         "busy:1" => vec![busy()?],
-        "large:1" => vec![large()?],
+        "large:1" => vec![files("large", 13, 250_000)?],
+        "small:1" => vec![files("small", 75, 45_000)?],
         "real:1" => real()?,
         other => bail!("no image is called {other}"),
     };
@@ -148,13 +149,11 @@ fn busy() -> Result<Layer> {
     Layer::of(&entries)
 }
 
-/// Long enough for checkpoints.
-fn large() -> Result<Layer> {
+/// Long enough for checkpoints. Files of 64 KiB and more are written back as they come, others not before a barrier.
+fn files(name: &str, count: u64, size: usize) -> Result<Layer> {
     let mut random = Random::new(21);
-    let mut entries = vec![Entry::folder("large")];
-    for number in 0..13 {
-        entries.push(Entry::file(&format!("large/f{number}"), random.bytes(250_000)));
-    }
+    let mut entries = vec![Entry::folder(name)];
+    entries.extend((0..count).map(|number| Entry::file(&format!("{name}/f{number}"), random.bytes(size))));
     Layer::of(&entries)
 }
 

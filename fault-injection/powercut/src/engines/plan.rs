@@ -70,8 +70,8 @@ pub(super) fn plan(name: &str) -> Result<Plan> {
         // The first attempt is cut before any checkpoint is due, and each one from there on takes them often.
         "resume" => {
             plan.bytes_per_second = 2 << 20;
-            plan.moves = vec![killed("large:1", 100_000), killed("large:1", 1_500_000), killed("large:1", 2_800_000)];
-            plan.moves.extend(moves(&["pull large:1"])?);
+            plan.moves = vec![killed("small:1", 100_000), killed("small:1", 1_500_000), killed("small:1", 2_800_000)];
+            plan.moves.extend(moves(&["pull small:1"])?);
         }
         // Wants a disk with a write that fails: not among the names.
         "eaten" => {
