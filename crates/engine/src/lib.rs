@@ -31,9 +31,9 @@ pub use config::{EngineConfig, Limits};
 pub use container::{
     AttachRequest, Attachment, AttachmentInput, AttachmentOutput, ContainerConfig, ContainerDetails, ContainerState,
     ContainerStatus, CreateRequest, Created, DeviceMapping, ExecDetails, ExecRequest, Exit, ExitWait, ExportStream,
-    HealthConfig, HostConfig, LogConfig, LogLine, LogStream, LogsRequest, Mount, MountPoint, OutputFrame, OutputStream,
-    PortBinding, ProcessTable, PruneFilter, RemoveContainer, RestartPolicy, StopRequest, Ulimit, UpdateRequest,
-    WaitCondition,
+    Health, HealthConfig, HealthProbe, HealthStatus, HostConfig, LogConfig, LogLine, LogStream, LogsRequest, Mount,
+    MountPoint, OutputFrame, OutputStream, PortBinding, ProcessTable, PruneFilter, RemoveContainer, RestartPolicy,
+    StopRequest, Ulimit, UpdateRequest, WaitCondition,
 };
 pub use engine::Engine;
 pub use error::{EngineError, Kind};

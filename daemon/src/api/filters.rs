@@ -286,7 +286,8 @@ impl ContainerFilters {
                     mount.name.as_deref() == Some(value) || mount.source == value || mount.destination == value
                 })
             })
-            && filters.any("health", |word| word == "none")
+            && filters
+                .any("health", |word| word == container.health.as_ref().map_or("none", |health| health.status.as_str()))
             && filters.any("isolation", |word| word.is_empty() || word == "default")
             && filters.any("is-task", |word| matches!(word, "0" | "false"))
             && filters.any("expose", port_fits)

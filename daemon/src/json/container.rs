@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use baleen_engine::{ContainerConfig, ContainerDetails, ContainerStatus, HostConfig, MountPoint, Timestamp};
+use baleen_engine::{
+    ContainerConfig, ContainerDetails, ContainerStatus, Health, HealthProbe, HealthStatus, HostConfig, MountPoint,
+    Timestamp,
+};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -108,6 +111,8 @@ struct State {
     error: String,
     started_at: Timestamp,
     finished_at: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    health: Option<Value>,
 }
 
 impl From<ContainerDetails> for ContainerInspect {
@@ -131,6 +136,7 @@ impl From<ContainerDetails> for ContainerInspect {
                 error: details.state.error,
                 started_at: details.state.started_at,
                 finished_at: details.state.finished_at,
+                health: details.health.as_ref().map(health),
             },
             image: details.image_id,
             resolv_conf_path: details.resolv_conf_path.display().to_string(),
@@ -211,13 +217,27 @@ fn network_settings(details: &ContainerDetails) -> Value {
     })
 }
 
+/// `State.Health`.
+fn health(health: &Health) -> Value {
+    let probe = |probe: &HealthProbe| json!({ "Start": probe.start, "End": probe.end, "ExitCode": probe.exit_code, "Output": probe.output });
+    json!({
+        "Status": health.status.as_str(),
+        "FailingStreak": health.failing_streak,
+        "Log": health.log.iter().map(probe).collect::<Vec<_>>(),
+    })
+}
+
 /// `Up 5 minutes`, `Exited (0) 3 seconds ago`.
 fn status_text(details: &ContainerDetails, now: Timestamp) -> String {
     let state = &details.state;
     let since = |moment: Timestamp| duration_text(now.seconds.saturating_sub(moment.seconds));
     match state.status {
         ContainerStatus::Created => "Created".to_owned(),
-        ContainerStatus::Running => format!("Up {}", since(state.started_at)),
+        ContainerStatus::Running => match details.health.as_ref().map(|health| health.status) {
+            None => format!("Up {}", since(state.started_at)),
+            Some(HealthStatus::Starting) => format!("Up {} (health: starting)", since(state.started_at)),
+            Some(status) => format!("Up {} ({})", since(state.started_at), status.as_str()),
+        },
         ContainerStatus::Paused => format!("Up {} (Paused)", since(state.started_at)),
         ContainerStatus::Restarting => format!("Restarting ({}) {} ago", state.exit_code, since(state.finished_at)),
         ContainerStatus::Removing => "Removal In Progress".to_owned(),

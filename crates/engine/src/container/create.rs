@@ -49,7 +49,6 @@ impl Engine {
         let CreateRequest { mut config, host_config, .. } = request;
         let run_config = image_config.run_config();
         merge::merge(&mut config, run_config)?;
-        warnings.extend(image_warnings(&config));
         if !config.stop_signal.is_empty() {
             signal::parse(&config.stop_signal)?;
         }
@@ -175,15 +174,4 @@ impl Engine {
             _ => Ok(None),
         }
     }
-}
-
-/// What an image wants and does not get yet. Its user did not ask for it, so it is told and no error.
-fn image_warnings(config: &super::ContainerConfig) -> Vec<String> {
-    let mut warnings = Vec::new();
-    let probes = config.healthcheck.as_ref().is_some_and(|probe| probe.test.first().is_some_and(|word| word != "NONE"));
-    if probes {
-        warnings
-            .push("the image declares a health check: health checks are not implemented yet; none is run".to_owned());
-    }
-    warnings
 }

@@ -32,6 +32,8 @@ const REMEMBERED: Duration = Duration::from_secs(300);
 const EXECS_MAX: usize = 4096;
 /// How long a resize waits for the program.
 const RESIZE_PATIENCE: Duration = Duration::from_secs(10);
+/// What is kept of a probe's output.
+const PROBE_OUTPUT_BYTES_MAX: usize = 4096;
 /// What Docker stores for a program that could not be started for any other reason than that it is missing.
 const EXIT_NOT_STARTED: i32 = 126;
 
@@ -77,6 +79,15 @@ pub struct ExecDetails {
     pub exit_code: Option<i32>,
     /// On the host; 0 before it runs.
     pub pid: u32,
+}
+
+/// What became of a program that the engine has executed for itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Probed {
+    /// It has ended by itself.
+    Ended { exit_code: i32, output: String },
+    /// It was killed.
+    TimedOut { output: String },
 }
 
 /// One exec.
@@ -383,6 +394,58 @@ impl Engine {
             }
             exec_error(error)
         })
+    }
+
+    /// Executes a program for the engine itself, and kills it after a time.
+    ///
+    /// # Errors
+    /// If it cannot be executed.
+    pub(crate) async fn probe(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        request: ExecRequest,
+        timeout: Duration,
+    ) -> Result<Probed, EngineError> {
+        let (id, live, changed) = (name::new_id()?, Mutex::default(), watch::Sender::new(()));
+        let exec = Exec { id: id.clone(), container: Arc::clone(container), request, live, changed };
+        let exec = self.execs.insert(exec)?;
+        exec.live().phase = Phase::Starting;
+        self.exec_event(&exec, &format!("exec_create: {}", exec.words()), &[]);
+        self.exec_event(&exec, &format!("exec_start: {}", exec.words()), &[]);
+        let options = AttachOptions { stdin: false, stdout: true, stderr: true, close_stdin: true };
+        let engine = Arc::clone(self);
+        // On its own, so that the end of the probing does not leave one half recorded.
+        let probing = tokio::spawn(async move {
+            let (shim, stream) = engine.launch_exec(&exec, options, [0; 2]).await?;
+            let (to_us, mut frames) = mpsc::channel(QUEUE_MAX);
+            let (_, no_input) = mpsc::channel(1);
+            if let Some(stream) = stream {
+                drop(tokio::spawn(pump(stream, false, no_input, to_us)));
+            }
+            let mut output = Vec::new();
+            let reading = async {
+                while let Some(frame) = frames.recv().await {
+                    let room = PROBE_OUTPUT_BYTES_MAX.saturating_sub(output.len());
+                    output.extend_from_slice(&frame.bytes[..frame.bytes.len().min(room)]);
+                }
+            };
+            let in_time = tokio::time::timeout(timeout, reading).await.is_ok();
+            if !in_time {
+                let killing = shim.clone();
+                let killed = engine.door.enter("kill a probe", move || match killing.kill(super::signal::SIGKILL) {
+                    Ok(()) | Err(RuntimeError::Refused { .. } | RuntimeError::ShimGone { .. }) => Ok(()),
+                    Err(error) => Err(runtime_error("kill a probe", error)),
+                });
+                killed.await?;
+            }
+            engine.watch_exec(&exec, &shim).await;
+            let exit_code = exec.live().exit_code.unwrap_or(EXIT_NOT_STARTED);
+            let output = String::from_utf8_lossy(&output).into_owned();
+            Ok(if in_time { Probed::Ended { exit_code, output } } else { Probed::TimedOut { output } })
+        });
+        let probed = probing.await.map_err(|error| crate::door::ended("probe a container", &error))?;
+        self.execs.lock().remove(&id);
+        probed
     }
 
     /// Waits for the end, and records it.

@@ -2,7 +2,7 @@
 
 use super::config::{ContainerConfig, CreateRequest};
 use super::host_config::{HostConfig, Mount};
-use super::{limits, restart};
+use super::{health, limits, restart};
 use crate::error::EngineError;
 use crate::volume::parse_bind;
 
@@ -18,6 +18,7 @@ pub(crate) fn check(request: &mut CreateRequest) -> Result<Vec<String>, EngineEr
     if [&request.config.hostname, &request.config.domainname].iter().any(|name| has_blanks(name)) {
         return Err(EngineError::invalid(format!("invalid hostname format: {:?}", request.config.hostname)));
     }
+    request.config.healthcheck.as_ref().map_or(Ok(()), health::check)?;
     check_values(&request.host_config)?;
     check_network(request)?;
     check_mounts(&request.host_config)?;
@@ -30,9 +31,7 @@ fn refuse_unbuilt(config: &ContainerConfig, host: &HostConfig) -> Result<(), Eng
     fn some<T>(list: &Option<Vec<T>>) -> bool {
         list.as_ref().is_some_and(|list| !list.is_empty())
     }
-    let probes = config.healthcheck.as_ref().is_some_and(|probe| probe.test.first().is_some_and(|word| word != "NONE"));
     let unbuilt = [
-        (probes, "Healthcheck"),
         (!config.mac_address.is_empty(), "MacAddress"),
         (some(&host.links), "HostConfig.Links"),
         (!host.cgroup.is_empty(), "HostConfig.Cgroup"),

@@ -45,9 +45,9 @@ impl Engine {
 
     fn details(&self, container: &Container, sizes: bool) -> ContainerDetails {
         let stored = &container.stored();
-        let (name, state, restart_count) = {
+        let (name, state, restart_count, health) = {
             let live = container.live();
-            (live.name.clone(), live.state.clone(), live.restarts.count)
+            (live.name.clone(), live.state.clone(), live.restarts.count, live.health.clone())
         };
         let etc = EtcFiles::of(&self.config.exec_root, container.id());
         let size_rw_bytes = sizes.then(|| self.upper_bytes(container));
@@ -62,6 +62,7 @@ impl Engine {
             platform: stored.platform.clone(),
             state,
             restart_count,
+            health,
             exec_ids: self.execs.running_in(container.id()),
             config: stored.config.clone(),
             host_config: stored.host_config.clone(),

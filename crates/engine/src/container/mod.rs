@@ -9,6 +9,7 @@ mod create;
 mod exec;
 mod export;
 mod files;
+mod health;
 mod honour;
 mod host_config;
 mod inspect;
@@ -36,6 +37,7 @@ pub(crate) use table::{Container, Containers};
 pub use change::UpdateRequest;
 pub use config::{ContainerConfig, CreateRequest, Created, HealthConfig};
 pub use exec::{ExecDetails, ExecRequest};
+pub use health::{Health, HealthProbe, HealthStatus};
 pub use host_config::{DeviceMapping, HostConfig, LogConfig, Mount, PortBinding, RestartPolicy, Ulimit};
 pub use streams::{
     AttachRequest, Attachment, AttachmentInput, AttachmentOutput, Exit, ExitWait, ExportStream, LogLine, LogStream,

@@ -213,6 +213,7 @@ impl Engine {
 
     /// Waits in the background for the end of a run.
     fn watch(self: &Arc<Self>, container: &Arc<Container>, shim: Shim) {
+        self.begin_probes(container);
         let (engine, container) = (Arc::clone(self), Arc::clone(container));
         drop(tokio::spawn(async move {
             let record = match exit_of(&shim).await {
@@ -427,6 +428,7 @@ fn log_config(stored: &StoredContainer, path: &Path) -> LogConfig {
 fn apply_exit(container: &Container, record: Option<&ExitRecord>) {
     let mut live = container.live();
     live.shim = None;
+    live.probing = None;
     live.state.status = ContainerStatus::Exited;
     live.state.pid = 0;
     let time = |text: &str| Timestamp::parse_rfc3339(text);

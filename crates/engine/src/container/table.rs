@@ -12,6 +12,7 @@ use baleen_runtime::{AttachOptions, Shim};
 use baleen_store::Desired;
 use tokio::sync::{Semaphore, oneshot};
 
+use super::health::Health;
 use super::restart::Restarts;
 use super::stored::StoredContainer;
 use super::streams::{Exit, ExitWait, WaitCondition};
@@ -37,6 +38,10 @@ pub(crate) struct Live {
     pub(crate) name: String,
     pub(crate) desired: Desired,
     pub(crate) state: ContainerState,
+    /// What its probes have said since its last start.
+    pub(crate) health: Option<Health>,
+    /// Dropped at the end of a run, which ends its probes.
+    pub(crate) probing: Option<oneshot::Sender<()>>,
     /// What its restart policy remembers.
     pub(crate) restarts: Restarts,
     /// Present while it runs.
@@ -98,6 +103,8 @@ impl Container {
             name,
             desired,
             state,
+            health: None,
+            probing: None,
             restarts: Restarts::default(),
             shim: None,
             is_removing: false,

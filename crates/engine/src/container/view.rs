@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::config::ContainerConfig;
+use super::health::Health;
 use super::host_config::HostConfig;
 use crate::image::GraphDriver;
 use crate::time::Timestamp;
@@ -30,6 +31,8 @@ pub struct ContainerDetails {
     pub platform: String,
     /// What it is doing.
     pub state: ContainerState,
+    /// What its probes say, if it has any and was started.
+    pub health: Option<Health>,
     /// How often the restart policy has started it again.
     pub restart_count: u64,
     /// IDs of further programs that run in it.
