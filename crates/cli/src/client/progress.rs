@@ -13,6 +13,8 @@ use super::text::value::Value;
 
 /// Characters of a full bar.
 const BAR: i64 = 50;
+/// Lines that move at once; a stream with more begins anew.
+const LINES_MAX: usize = 1000;
 /// Terminals below this width get numbers without a bar.
 const COLUMNS_FOR_BAR: u16 = 110;
 
@@ -92,6 +94,9 @@ impl Display {
         if id.is_empty() || *detail == Value::Null {
             self.lines.clear();
             return format!("{head}{status}\n");
+        }
+        if self.lines.len() >= LINES_MAX {
+            self.lines.clear();
         }
         let mut text = String::new();
         let line = self.lines.iter().position(|known| *known == id).unwrap_or_else(|| {

@@ -385,7 +385,8 @@ fn verbose(usage: &Value) -> Result<Ending, Failure> {
     for found in usage.at(&["Images"]).items() {
         let (size, shared) = (found.at(&["Size"]).number(), found.at(&["SharedSize"]).number());
         let known = |size: i64| if shared < 0 { "N/A".to_owned() } else { units::size(size) };
-        for row in image::rows(found, false, false) {
+        // One name is enough to know it by.
+        if let Some(row) = image::rows(found, false, false).first() {
             let cells = ["Repository", "Tag", "ID", "CreatedSince", "Size"].map(|name| row.text_at(&[name])).join("\t");
             let containers = found.at(&["Containers"]).number().max(0);
             lines.push(format!("{cells}\t{}\t{}\t{containers}", known(shared), known(size - shared)));

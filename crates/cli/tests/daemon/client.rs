@@ -106,6 +106,9 @@ fn lists_and_inspections_are_the_same_text_as_docker_s() {
         "a very long \"command\" indeed",
     ]);
     ok(&["tag", "bb", "host.example:5000/a/b:c"]);
+    assert_eq!(ok(&["volume", "create", "--label", "a=b", "data10"]), "data10\n");
+    ok(&["volume", "create", "data9"]);
+    ok(&["create", "--network", "none", "--name", "with-volume", "-v", "data9:/d", "bb"]);
     let lines: &[&[&str]] = &[
         &["ps"],
         &["ps", "-a"],
@@ -144,6 +147,11 @@ fn lists_and_inspections_are_the_same_text_as_docker_s() {
         &["logs", "-n", "0", "ended"],
         &["network", "ls"],
         &["volume", "ls"],
+        &["volume", "ls", "-q", "--filter", "dangling=true"],
+        &["volume", "ls", "--format", "{{.Name}} {{.Driver}} {{.Scope}} {{.Label \"a\"}}"],
+        &["volume", "inspect", "data10", "data9"],
+        &["volume", "rm", "data9"],
+        &["volume", "rm", "nothing"],
         &["system", "df"],
         &["port", "running"],
         &["version", "--format", "{{.Server.Version}} {{.Server.APIVersion}}"],
