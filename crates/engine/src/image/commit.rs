@@ -10,13 +10,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use baleen_oci::Reference;
+use baleen_oci::{Descriptor, Digest, Reference};
 use baleen_registry::ResolvedImage;
-use baleen_store::{Durability, ImageFact, LayerFact, LayerKey, Lease, Partial, Store, StoreError, Txn};
+use baleen_store::{
+    Durability, ImageFact, LayerFact, LayerKey, Lease, Partial, PullFact, PullLayer, Store, StoreError, Txn,
+};
 use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 use tokio::task;
 
 use super::remove::tag_fact;
+use super::stack::{Arrivals, Place};
 use super::unpack::{self, UnpackError};
 use crate::RetryClock;
 use crate::error::EngineError;
@@ -40,7 +43,7 @@ pub(crate) type Outcome = (Result<LayerFact, UnpackError>, OwnedSemaphorePermit)
 pub(crate) struct Awaited {
     pub(crate) names: Vec<Reference>,
     pub(crate) resolved: Arc<ResolvedImage>,
-    pub(crate) layers: Vec<LayerKey>,
+    pub(crate) layers: Vec<Place>,
     /// Keeps what is stored of the layers.
     pub(crate) lease: Arc<Lease>,
     is_recorded: AtomicBool,
@@ -50,10 +53,33 @@ impl Awaited {
     pub(crate) fn new(
         names: Vec<Reference>,
         resolved: Arc<ResolvedImage>,
-        layers: Vec<LayerKey>,
+        layers: Vec<Place>,
         lease: Arc<Lease>,
     ) -> Arc<Self> {
         Arc::new(Self { names, resolved, layers, lease, is_recorded: AtomicBool::new(false) })
+    }
+
+    /// The keys under which its layers are stored, or are about to be; `None` if one is neither.
+    pub(crate) fn keys(&self, committing: &[LayerKey]) -> Option<Vec<LayerKey>> {
+        let key = |place: &Place| {
+            let new = committing.iter().find(|key| place.has(key)).cloned();
+            new.or_else(|| place.find(&self.lease).map(|layer| layer.key))
+        };
+        self.layers.iter().map(key).collect()
+    }
+
+    /// Notes in the pull's record under which keys its layers are stored, if that of a new one depends on those below.
+    fn note_stacked(&self, store: &Store, new: &[LayerKey]) {
+        let is_new = |place: &Place| new.iter().any(|key| key.parents.is_some() && place.has(key));
+        if self.is_recorded() || !self.layers.iter().any(is_new) {
+            return;
+        }
+        let layers = self.resolved.manifest.layers.iter().zip(&self.layers);
+        let pull = pull_fact(self.resolved.manifest_document.digest, layers, &self.lease);
+        if let Err(error) = store.begin_pull(pull) {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(error, "a layer may have to be fetched again if its pull is cut");
+        }
     }
 
     /// Whether image, names and the end of the pull are durable.
@@ -64,20 +90,36 @@ impl Awaited {
 
 /// Records image, names and the end of the pull in a transaction that has, or follows, all its layers.
 ///
+/// `layers` are the keys under which they are stored.
+///
 /// # Errors
 /// Of staging the image's documents.
-pub(crate) fn stage_image(txn: &mut Txn, image: &Awaited) -> Result<(), StoreError> {
+pub(crate) fn stage_image(txn: &mut Txn, image: &Awaited, layers: Vec<LayerKey>) -> Result<(), StoreError> {
     let resolved = &image.resolved;
     let id = resolved.config.id();
     let manifest = &resolved.manifest_document;
     txn.stage_blob(id.digest(), resolved.config.raw())?;
     txn.stage_blob(&manifest.digest, &manifest.bytes)?;
-    txn.store_image(ImageFact { id, manifest: Some(manifest.digest), layers: image.layers.clone() });
+    txn.store_image(ImageFact { id, manifest: Some(manifest.digest), layers });
     for name in &image.names {
         txn.set_tag(tag_fact(name, id))?;
     }
     txn.end_pull(&manifest.digest);
     Ok(())
+}
+
+/// What the log says of a pull under way, so that what it has stored is kept.
+pub(crate) fn pull_fact<'a>(
+    manifest: Digest,
+    layers: impl Iterator<Item = (&'a Descriptor, &'a Place)>,
+    lease: &Lease,
+) -> PullFact {
+    let layer = |(descriptor, place): (&Descriptor, &Place)| PullLayer {
+        blob: descriptor.digest,
+        blob_size_bytes: descriptor.size,
+        key: place.find(lease).map_or_else(|| place.plain(), |layer| layer.key),
+    };
+    PullFact { manifest, layers: layers.map(layer).collect() }
 }
 
 /// All layers between extraction and log.
@@ -87,6 +129,8 @@ pub(crate) struct Commits {
     state: Mutex<State>,
     /// Something was handed in, or is no longer in flight.
     changed: Notify,
+    /// Tells who waits for layers below that some are there.
+    pub(crate) arrivals: Arc<Arrivals>,
 }
 
 #[derive(Default)]
@@ -138,7 +182,7 @@ impl Drop for Commits {
 
 impl Commits {
     pub(crate) fn new(clock: Arc<dyn RetryClock>) -> Arc<Self> {
-        Arc::new(Self { clock, state: Mutex::default(), changed: Notify::new() })
+        Arc::new(Self { clock, state: Mutex::default(), changed: Notify::new(), arrivals: Arc::default() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -206,8 +250,11 @@ impl Commits {
                 let mut state = self.state();
                 (std::mem::take(&mut state.ready), state.awaited.clone())
             };
-            let store = store.clone();
-            let committing = task::spawn_blocking(move || commit_all(&store, ready, &awaited));
+            let (store, arrivals) = (store.clone(), Arc::clone(&self.arrivals));
+            let committing = task::spawn_blocking(move || {
+                commit_all(&store, ready, &awaited);
+                arrivals.tell();
+            });
             if let Err(error) = committing.await {
                 tracing::error!(error = %error, "layers could not be committed");
             }
@@ -223,13 +270,13 @@ fn commit_all(store: &Store, ready: Vec<(Ready, oneshot::Sender<Outcome>)>, awai
         false => Durability::EachFile,
     };
     let keys: Vec<LayerKey> = ready.iter().map(|(layer, _)| layer.fact.key.clone()).collect();
-    let is_complete =
-        |image: &&Arc<Awaited>| image.layers.iter().all(|key| keys.contains(key) || image.lease.layer(key).is_some());
-    let mut images: Vec<&Arc<Awaited>> = Vec::new();
-    for image in awaited.iter().filter(is_complete) {
+    let mut images: Vec<(&Arc<Awaited>, Vec<LayerKey>)> = Vec::new();
+    for image in awaited {
         // Another pull of the same image records its own names by itself.
-        if images.iter().all(|other| other.resolved.config.id() != image.resolved.config.id()) {
-            images.push(image);
+        if images.iter().all(|(other, _)| other.resolved.config.id() != image.resolved.config.id())
+            && let Some(layers) = image.keys(&keys)
+        {
+            images.push((image, layers));
         }
     }
     let mut told = Vec::new();
@@ -241,12 +288,13 @@ fn commit_all(store: &Store, ready: Vec<(Ready, oneshot::Sender<Outcome>)>, awai
     let layers = partials.len();
     let committed = store.begin_with(durability).and_then(|mut txn| {
         partials.into_iter().for_each(|(partial, fact)| txn.stage_layer(partial, fact));
-        images.iter().try_for_each(|image| stage_image(&mut txn, image))?;
+        images.iter().try_for_each(|(image, layers)| stage_image(&mut txn, image, layers.clone()))?;
         txn.commit()
     });
     tracing::debug!(layers, images = images.len(), is_durable = committed.is_ok(), "layers were committed");
     if committed.is_ok() {
-        images.iter().for_each(|image| image.is_recorded.store(true, Ordering::Release));
+        images.iter().for_each(|(image, _)| image.is_recorded.store(true, Ordering::Release));
+        awaited.iter().for_each(|image| image.note_stacked(store, &keys));
     }
     let shared = committed.map_err(Arc::new);
     for (fact, turn, done) in told {

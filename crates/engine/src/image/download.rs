@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 use baleen_oci::{Descriptor, DiffId, Digest};
 use baleen_registry::{BlobEvent, RepositoryClient};
 use baleen_snapshotter::Pace;
-use baleen_store::{Durability, LayerFact, LayerKey, Partial, Store};
+use baleen_store::{Durability, LayerFact, Partial, Store};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::{self, AbortHandle};
 
 use super::commit::{Commits, Ready};
+use super::stack::{Arrivals, Below, Place, Wants};
 use super::unpack::{self, Checkpointing, LayerSource, Piece, UnpackError};
 use crate::door::ended;
 use crate::error::EngineError;
@@ -122,10 +123,11 @@ impl Downloads {
         store: &Store,
         client: &RepositoryClient,
         descriptor: &Descriptor,
-        diff_id: DiffId,
+        places: &[Place],
         cuts: u32,
     ) -> Arc<Job> {
-        let key = (descriptor.digest, diff_id);
+        let (place, below) = places.split_last().expect("a layer and what is below it");
+        let key = (descriptor.digest, place.diff_id);
         let mut jobs = lock(&self.jobs);
         if let Some(job) = jobs.get(&key).and_then(Weak::upgrade)
             && !matches!(*job.stage.borrow(), Stage::Failed(_))
@@ -139,7 +141,8 @@ impl Downloads {
             store: store.clone(),
             client: client.clone(),
             descriptor: descriptor.clone(),
-            diff_id,
+            place: place.clone(),
+            below: below.into(),
             cuts,
             reports: Arc::new(reports),
         };
@@ -176,10 +179,24 @@ struct Fetch {
     store: Store,
     client: RepositoryClient,
     descriptor: Descriptor,
-    diff_id: DiffId,
+    place: Place,
+    /// What lies below it, bottom first.
+    below: Arc<[Place]>,
     /// Cuts of the pull before, as far as its record tells.
     cuts: u32,
     reports: Arc<watch::Sender<Stage>>,
+}
+
+/// Lets whoever waits for the layers below know that nobody wants this one any more, when it is dropped.
+struct Leaving {
+    wants: Arc<Wants>,
+    arrivals: Arc<Arrivals>,
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        self.wants.leave(&self.arrivals);
+    }
 }
 
 impl Fetch {
@@ -201,13 +218,15 @@ impl Fetch {
             if self.is_stored().await? {
                 break;
             }
-            let running = self.downloads.running.acquire().await.map_err(|_| EngineError::ShuttingDown)?;
+            let running = Arc::clone(&self.downloads.running).acquire_owned();
+            let wants = Leaving { wants: Arc::default(), arrivals: Arc::clone(&self.downloads.commits.arrivals) };
+            wants.wants.hold(running.await.map_err(|_| EngineError::ShuttingDown)?);
             let (pieces, taken) = mpsc::channel(PIECES_MAX);
             let (begins, offset) = oneshot::channel();
-            let unpacking = self.unpack(begins, taken, turn);
+            let unpacking = self.unpack(&wants.wants, begins, taken, turn);
             let fed = self.feed(offset, pieces, &mut received).await;
             let (unpacked, returned) = unpacking.await.map_err(|error| ended("unpack a layer", &error))?;
-            drop(running);
+            wants.wants.let_go();
             turn = returned;
             let failure = match unpacked {
                 Ok((partial, fact)) => {
@@ -238,8 +257,8 @@ impl Fetch {
 
     /// Whether somebody has stored the layer while this job waited for its turn.
     async fn is_stored(&self) -> Result<bool, EngineError> {
-        let (store, key) = (self.store.clone(), LayerKey::new(self.diff_id));
-        task::spawn_blocking(move || store.lease().layer(&key).is_some())
+        let (store, place) = (self.store.clone(), self.place.clone());
+        task::spawn_blocking(move || place.find(&store.lease()).is_some())
             .await
             .map_err(|error| ended("look up a layer", &error))
     }
@@ -247,6 +266,7 @@ impl Fetch {
     /// The thread that unpacks; it gives the blob's turn back when it has let go of everything (W2).
     fn unpack<T: Send + 'static>(
         &self,
+        wants: &Arc<Wants>,
         begins: oneshot::Sender<u64>,
         mut pieces: mpsc::Receiver<Piece>,
         turn: T,
@@ -257,11 +277,19 @@ impl Fetch {
             blob_is_known: true,
             size_bytes: Some(self.descriptor.size),
             media_type: Some(self.descriptor.media_type.clone()),
-            diff_id: self.diff_id,
+            diff_id: self.place.diff_id,
+            parents: self.place.parents,
         };
+        let below = (!self.below.is_empty()).then(|| Below {
+            store: store.clone(),
+            places: Arc::clone(&self.below),
+            arrivals: Arc::clone(&self.downloads.commits.arrivals),
+            wants: Arc::clone(wants),
+            lease: Arc::new(store.lease()),
+        });
         let checkpointing = Checkpointing { pace: Arc::clone(&self.downloads.pace), cuts: self.cuts };
         task::spawn_blocking(move || {
-            let unpacked = unpack::unpack(&store, &source, Some(&checkpointing), begins, &mut pieces);
+            let unpacked = unpack::unpack(&store, &source, below.as_ref(), Some(&checkpointing), begins, &mut pieces);
             // The feeder learns from this that nobody takes its pieces.
             drop(pieces);
             (unpacked, turn)

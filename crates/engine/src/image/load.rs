@@ -15,12 +15,12 @@ use std::sync::Arc;
 
 use baleen_oci::limits::{ARCHIVE_MANIFEST_BYTES_MAX, DOCUMENT_BYTES_MAX, OCI_LAYOUT_BYTES_MAX};
 use baleen_oci::{
-    Algorithm, Descriptor, DiffId, Digest, DigestHasher, Document, ImageConfig, Index, Manifest, MemberName, Platform,
+    Algorithm, Descriptor, Digest, DigestHasher, Document, ImageConfig, Index, Manifest, MemberName, Platform,
     Reference,
 };
 use baleen_snapshotter::decompress::Decompressor;
 use baleen_snapshotter::extraction::BUFFER_BYTES;
-use baleen_store::{Durability, ImageFact, LayerKey, Lease, Store, StoreError};
+use baleen_store::{Durability, ImageFact, Lease, Store, StoreError};
 use bytes::Bytes;
 use rustix::fs::{CWD, Mode, OFlags};
 use tokio::sync::{mpsc, oneshot};
@@ -29,6 +29,7 @@ use tokio::task;
 use super::LoadRequest;
 use super::lookup::store_error;
 use super::remove::tag_fact;
+use super::stack::{Below, Place};
 use super::unpack::{self, LayerSource, Piece, UnpackError};
 use crate::door::ended;
 use crate::engine::Engine;
@@ -302,9 +303,9 @@ impl Loader<'_> {
             let config = parse_config(item.config.as_str(), bytes)?;
             check_count(item.config.as_str(), item.layers.len(), &config)?;
             let mut layers = Vec::new();
-            for (member, diff_id) in item.layers.iter().zip(config.diff_ids()) {
+            for (member, place) in item.layers.iter().zip(Place::all(config.diff_ids())) {
                 let extent = self.members.require(member)?;
-                layers.push((self.layer_source(extent, *diff_id)?, extent));
+                layers.push((self.layer_source(extent, place)?, extent));
             }
             let names = item.references().collect::<Result<Vec<_>, _>>();
             let names =
@@ -316,13 +317,21 @@ impl Loader<'_> {
 
     /// What is known of a layer of a docker-archive: it is a plain tar, so that its digest is the diff ID, unless it was
     /// compressed by another tool; then it is read once more to know it.
-    fn layer_source(&self, extent: Extent, diff_id: DiffId) -> Result<LayerSource, EngineError> {
+    fn layer_source(&self, extent: Extent, place: Place) -> Result<LayerSource, EngineError> {
+        let Place { diff_id, parents } = place;
         let mut magic = [0; 4];
         let length = usize::try_from(extent.length.min(4)).unwrap_or(4);
         self.members.file.read_exact_at(&mut magic[..length], extent.offset).map_err(spool_error)?;
         let is_compressed = magic.starts_with(&[0x1f, 0x8b]) || magic == [0x28, 0xb5, 0x2f, 0xfd];
         let blob = if is_compressed { self.members.digest_of(extent)? } else { *diff_id.digest() };
-        Ok(LayerSource { blob, blob_is_known: true, size_bytes: Some(extent.length), media_type: None, diff_id })
+        Ok(LayerSource {
+            blob,
+            blob_is_known: true,
+            size_bytes: Some(extent.length),
+            media_type: None,
+            diff_id,
+            parents,
+        })
     }
 
     fn describe_layout(&self, extent: Extent) -> Result<Vec<Described>, EngineError> {
@@ -375,7 +384,7 @@ impl Loader<'_> {
         let config = parse_config(&name, self.members.blob(&manifest.config.digest, manifest.config.size)?)?;
         check_count(&name, manifest.layers.len(), &config)?;
         let mut layers = Vec::new();
-        for (descriptor, diff_id) in manifest.layers.iter().zip(config.diff_ids()) {
+        for (descriptor, place) in manifest.layers.iter().zip(Place::all(config.diff_ids())) {
             let name = blob_name(&descriptor.digest);
             let extent = self.members.named(&name).ok_or_else(|| refused(&name, "the archive has no such member"))?;
             let source = LayerSource {
@@ -383,7 +392,8 @@ impl Loader<'_> {
                 blob_is_known: true,
                 size_bytes: Some(descriptor.size),
                 media_type: Some(descriptor.media_type.clone()),
-                diff_id: *diff_id,
+                diff_id: place.diff_id,
+                parents: place.parents,
             };
             layers.push((source, extent));
         }
@@ -393,14 +403,16 @@ impl Loader<'_> {
     fn store(&self, image: &Described) -> Result<(), EngineError> {
         let store = &self.engine.store;
         // Keeps every layer, found or stored, until the image's record does.
-        let lease = store.lease();
+        let lease = Arc::new(store.lease());
+        let mut below = Vec::new();
         for (source, extent) in &image.layers {
-            if lease.layer(&LayerKey::new(source.diff_id)).is_none() {
-                self.store_layer(&lease, source, *extent)?;
+            if source.place().find(&lease).is_none() {
+                self.store_layer(&lease, &below, source, *extent)?;
             }
+            below.push(source.place());
         }
-        match commit(store, image) {
-            Err(StoreError::StagingDropped) => commit(store, image),
+        match commit(store, &lease, image) {
+            Err(StoreError::StagingDropped) => commit(store, &lease, image),
             other => other,
         }
         .map_err(store_error("store the image"))?;
@@ -416,21 +428,35 @@ impl Loader<'_> {
         Ok(())
     }
 
-    fn store_layer(&self, lease: &Lease, source: &LayerSource, extent: Extent) -> Result<(), EngineError> {
+    fn store_layer(
+        &self,
+        lease: &Arc<Lease>,
+        places: &[Place],
+        source: &LayerSource,
+        extent: Extent,
+    ) -> Result<(), EngineError> {
         let store = &self.engine.store;
-        let key = LayerKey::new(source.diff_id);
+        let place = source.place();
+        // All of it is stored, since layers come bottom first: nothing is waited for.
+        let below = (!places.is_empty()).then(|| Below {
+            store: store.clone(),
+            places: places.into(),
+            arrivals: Arc::default(),
+            wants: Arc::default(),
+            lease: Arc::clone(lease),
+        });
         for durability in [Durability::Cheapest, Durability::EachFile] {
             // A pull of the same blob has its turn first, and may then have stored it.
             let turn = self.engine.downloads.turn(&source.blob);
             let turn = turn.blocking_acquire();
-            if lease.layer(&key).is_some() {
+            if place.find(lease).is_some() {
                 return Ok(());
             }
-            let unpacked = self.unpack(store, source, extent, durability);
+            let unpacked = self.unpack(store, source, below.as_ref(), extent, durability);
             drop(turn);
             match unpacked {
                 // Collection may run between the layer's transaction and the look-up; then it is stored again.
-                Ok(()) if lease.layer(&key).is_some() => return Ok(()),
+                Ok(()) if place.find(lease).is_some() => return Ok(()),
                 Ok(()) => {}
                 Err(UnpackError::Again(error, _)) if durability == Durability::Cheapest => {
                     tracing::warn!(digest = %source.blob, error = error.chain(), "a layer is unpacked again");
@@ -447,6 +473,7 @@ impl Loader<'_> {
         &self,
         store: &Store,
         source: &LayerSource,
+        below: Option<&Below>,
         extent: Extent,
         durability: Durability,
     ) -> Result<(), UnpackError> {
@@ -456,7 +483,7 @@ impl Loader<'_> {
         let (partial, fact) = std::thread::scope(|scope| {
             scope.spawn(|| self.feed(extent, &short, pieces));
             // An archive is at hand: what a cut pull left of the layer is not worth going on with.
-            let unpacked = unpack::unpack(store, source, None, begins, &mut received);
+            let unpacked = unpack::unpack(store, source, below, None, begins, &mut received);
             // The feeder learns from this that nobody takes its pieces.
             drop(received);
             unpacked
@@ -522,7 +549,7 @@ fn layout_names(descriptor: &Descriptor) -> Result<Vec<Reference>, EngineError> 
     Ok(name.and_then(|name| Reference::parse(name).ok()).into_iter().collect())
 }
 
-fn commit(store: &Store, image: &Described) -> Result<(), StoreError> {
+fn commit(store: &Store, lease: &Lease, image: &Described) -> Result<(), StoreError> {
     let id = image.config.id();
     let mut txn = store.begin()?;
     txn.stage_blob(id.digest(), image.config.raw())?;
@@ -532,7 +559,12 @@ fn commit(store: &Store, image: &Described) -> Result<(), StoreError> {
     // What a pull has recorded of the same image is kept: its manifest is known from there.
     let known = store.image(&id).and_then(|image| image.manifest);
     let manifest = image.manifest.as_ref().map(|(digest, _)| *digest).or(known);
-    let layers = image.layers.iter().map(|(source, _)| LayerKey::new(source.diff_id)).collect();
+    let key = |(source, _): &(LayerSource, Extent)| {
+        let place = source.place();
+        let missing = || StoreError::LayerMissing { key: Box::new(place.plain()) };
+        place.find(lease).map(|layer| layer.key).ok_or_else(missing)
+    };
+    let layers = image.layers.iter().map(key).collect::<Result<_, _>>()?;
     txn.store_image(ImageFact { id, manifest, layers });
     for name in &image.names {
         txn.set_tag(tag_fact(name, id))?;

@@ -1,4 +1,4 @@
-//! Images: what the store holds of them (`lookup`), how they come (`pull`, `download`, `load`, `unpack`, `spool`, `commit`) and go (`remove`).
+//! Images: what the store holds of them (`lookup`), how they come (`pull`, `download`, `load`, `unpack`, `spool`, `stack`, `commit`) and go (`remove`).
 
 mod commit;
 mod download;
@@ -7,6 +7,7 @@ mod lookup;
 mod pull;
 mod remove;
 mod spool;
+mod stack;
 mod unpack;
 
 use std::fmt;

@@ -8,13 +8,14 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use baleen_oci::{Descriptor, DiffId, Platform, Reference};
+use baleen_oci::{Descriptor, Platform, Reference};
 use baleen_registry::{Credentials, RepositoryClient, ResolvedImage};
-use baleen_store::{LayerKey, Lease, PullFact, PullLayer, Store, StoreError};
+use baleen_store::{Lease, Store, StoreError};
 
-use super::commit::{Awaited, stage_image};
+use super::commit::{Awaited, pull_fact, stage_image};
 use super::download::{Job, Received, Stage};
 use super::lookup::store_error;
+use super::stack::Place;
 use super::unpack::reserve_bytes;
 use super::{PullRequest, Pulled};
 use crate::engine::Engine;
@@ -25,7 +26,8 @@ use crate::progress::{LayerPhase, Progress, ProgressSender};
 #[derive(Debug, Clone)]
 struct Wanted {
     descriptor: Descriptor,
-    key: LayerKey,
+    /// Its own place last, after those below it.
+    places: Arc<[Place]>,
     /// First 12 digits of the blob's digest, as progress names it.
     short: Arc<str>,
 }
@@ -39,6 +41,10 @@ struct Prepared {
 }
 
 impl Wanted {
+    fn place(&self) -> &Place {
+        self.places.last().expect("a layer has a place")
+    }
+
     fn tell(&self, phase: LayerPhase) -> Progress {
         Progress::Layer { id: Arc::clone(&self.short), phase }
     }
@@ -81,8 +87,8 @@ impl Engine {
         // The lease keeps what the store has until the image's own record does.
         let Prepared { lease, missing, cuts } = self.prepare(&resolved, &layers).await?;
         let resolved = Arc::new(resolved);
-        let keys = layers.iter().map(|layer| layer.key.clone()).collect();
-        let image = Awaited::new(names(&reference, &resolved)?, Arc::clone(&resolved), keys, Arc::clone(&lease));
+        let places = layers.iter().map(|layer| layer.place().clone()).collect();
+        let image = Awaited::new(names(&reference, &resolved)?, Arc::clone(&resolved), places, Arc::clone(&lease));
         let waiting = (!missing.is_empty()).then(|| self.downloads.commits.await_layers(Arc::clone(&image)));
         let received = self.fetch(&client, &lease, &layers, &missing, cuts, &progress).await?;
         drop(waiting);
@@ -114,19 +120,16 @@ impl Engine {
                 let lease = store.lease();
                 let mut missing: Vec<Wanted> = Vec::new();
                 for layer in &layers {
-                    if lease.layer(&layer.key).is_none() && !missing.iter().any(|other| other.key == layer.key) {
+                    let is_listed = || missing.iter().any(|other| other.place().diff_id == layer.place().diff_id);
+                    if layer.place().find(&lease).is_none() && !is_listed() {
                         missing.push(layer.clone());
                     }
                 }
                 let mut was_cut = false;
                 if !missing.is_empty() {
                     check_space(&store, &missing)?;
-                    let layers = layers.iter().map(|layer| PullLayer {
-                        blob: layer.descriptor.digest,
-                        blob_size_bytes: layer.descriptor.size,
-                        key: layer.key.clone(),
-                    });
-                    let pull = PullFact { manifest, layers: layers.collect() };
+                    let places = layers.iter().map(Wanted::place);
+                    let pull = pull_fact(manifest, layers.iter().map(|layer| &layer.descriptor).zip(places), &lease);
                     was_cut = store.begin_pull(pull).map_err(store_error("begin the pull"))?;
                 }
                 Ok(Prepared { lease: Arc::new(lease), missing, cuts: u32::from(was_cut) })
@@ -144,14 +147,14 @@ impl Engine {
         cuts: u32,
         progress: &ProgressSender,
     ) -> Result<Received, EngineError> {
-        let is_missing = |layer: &Wanted| missing.iter().any(|other| other.key == layer.key);
+        let is_missing = |layer: &Wanted| missing.iter().any(|other| other.place().diff_id == layer.place().diff_id);
         for layer in layers {
             let phase = if is_missing(layer) { LayerPhase::PullingFsLayer } else { LayerPhase::AlreadyExists };
             progress.send(layer.tell(phase)).await;
         }
         let mut followers = tokio::task::JoinSet::new();
         for layer in missing {
-            let job = self.downloads.join(&self.store, client, &layer.descriptor, layer.key.diff_id, cuts);
+            let job = self.downloads.join(&self.store, client, &layer.descriptor, &layer.places, cuts);
             let (lease, layer, progress) = (Arc::clone(lease), layer.clone(), progress.clone());
             followers.spawn(follow(job, lease, layer, progress));
         }
@@ -167,7 +170,7 @@ impl Engine {
                     // The first failure ends the pull: it lets go of the other jobs, and is told once they have cleaned up.
                     followers.shutdown().await;
                     for layer in missing {
-                        self.downloads.settle(layer.descriptor.digest, layer.key.diff_id).await;
+                        self.downloads.settle(layer.descriptor.digest, layer.place().diff_id).await;
                     }
                     return Err(error);
                 }
@@ -189,11 +192,12 @@ impl Engine {
 
 /// The layers that the manifest and the configuration name together.
 fn wanted(reference: &Reference, resolved: &ResolvedImage) -> Result<Vec<Wanted>, EngineError> {
-    let pairs = resolved.manifest.layers.iter().zip(resolved.config.diff_ids());
-    let layer = |(descriptor, diff_id): (&Descriptor, &DiffId)| match descriptor.layer_format() {
+    let places = Place::all(resolved.config.diff_ids());
+    let numbered = resolved.manifest.layers.iter().enumerate();
+    let layer = |(number, descriptor): (usize, &Descriptor)| match descriptor.layer_format() {
         Some(_) => Ok(Wanted {
             descriptor: descriptor.clone(),
-            key: LayerKey::new(*diff_id),
+            places: places[..=number].into(),
             short: descriptor.digest.short().into(),
         }),
         None => Err(EngineError::ImageRefused {
@@ -205,7 +209,7 @@ fn wanted(reference: &Reference, resolved: &ResolvedImage) -> Result<Vec<Wanted>
             ),
         }),
     };
-    pairs.map(layer).collect()
+    numbered.map(layer).collect()
 }
 
 fn platform_warning(reference: &Reference, resolved: &ResolvedImage, asked: Option<&Platform>) -> Option<String> {
@@ -267,8 +271,8 @@ async fn follow(
                     tell_downloaded(&layer, &progress).await;
                 }
                 // The pull's record keeps it already, unless that was given up meanwhile; from here on the lease does.
-                let key = layer.key.clone();
-                let leased = tokio::task::spawn_blocking(move || lease.layer(&key).is_some()).await;
+                let place = layer.place().clone();
+                let leased = tokio::task::spawn_blocking(move || place.find(&lease).is_some()).await;
                 if !leased.map_err(|error| crate::door::ended("lease a layer", &error))? {
                     let reason = format!("layer {} was pruned while the pull went on; pull again", layer.short);
                     return Err(EngineError::conflict(reason));
@@ -320,7 +324,9 @@ fn names(reference: &Reference, resolved: &ResolvedImage) -> Result<Vec<Referenc
 }
 
 fn commit(store: &Store, image: &Awaited) -> Result<(), StoreError> {
+    let missing = || StoreError::LayerMissing { key: Box::new(image.layers.last().expect("it has layers").plain()) };
+    let layers = image.keys(&[]).ok_or_else(missing)?;
     let mut txn = store.begin()?;
-    stage_image(&mut txn, image)?;
+    stage_image(&mut txn, image, layers)?;
     txn.commit()
 }

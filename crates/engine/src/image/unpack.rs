@@ -11,13 +11,16 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use baleen_oci::{DiffId, Digest, MediaType};
-use baleen_snapshotter::{CheckpointPolicy, Expectation, ExtractError, Extracted, Extraction, Limits, Pace, Support};
+use baleen_oci::{ChainId, DiffId, Digest, MediaType};
+use baleen_snapshotter::{
+    CheckpointPolicy, Expectation, ExtractError, Extracted, Extraction, Limits, Lower, Pace, Support,
+};
 use baleen_store::{Durability, LayerFact, LayerKey, Partial, Store, StoreError};
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::spool::{self, Kept, Spool, Watch};
+use super::stack::{Below, Place};
 use crate::error::EngineError;
 
 /// See [`known_cuts`]: a checkpoint after 2 MiB, and after 4 seconds of a slow network.
@@ -32,6 +35,15 @@ pub(crate) struct LayerSource {
     pub(crate) size_bytes: Option<u64>,
     pub(crate) media_type: Option<MediaType>,
     pub(crate) diff_id: DiffId,
+    /// The chain ID of the layers below it.
+    pub(crate) parents: Option<ChainId>,
+}
+
+impl LayerSource {
+    /// Where it stands.
+    pub(crate) fn place(&self) -> Place {
+        Place { diff_id: self.diff_id, parents: self.parents }
+    }
 }
 
 /// The next piece of a layer, or its end. A channel that closes without an end gives the layer up.
@@ -57,6 +69,13 @@ impl UnpackError {
     fn of_store(error: StoreError, blob: &Digest) -> Self {
         match error {
             StoreError::StagingDropped => Self::Again(EngineError::part(action(blob), error), Durability::EachFile),
+            // The same bytes show something else in another stack, and there is one place for what they unpack to.
+            StoreError::LayerStored { stored, .. } if stored.parents.is_some() => {
+                let reason = "it has hard links into the layers below it, and is stored for other layers below; remove \
+                              the image that uses it, then pull again";
+                let reference = format!("with layer {}", blob.short());
+                Self::Failed(EngineError::ImageRefused { reference, reason: reason.to_owned() })
+            }
             error => Self::Failed(EngineError::part(action(blob), error)),
         }
     }
@@ -81,11 +100,13 @@ pub(crate) struct Checkpointing {
 pub(crate) fn unpack(
     store: &Store,
     layer: &LayerSource,
+    below: Option<&Below>,
     checkpointing: Option<&Checkpointing>,
     begins: oneshot::Sender<u64>,
     pieces: &mut mpsc::Receiver<Piece>,
 ) -> Result<(Partial, LayerFact), UnpackError> {
-    let Begun { partial, extraction, offset, mut spool } = begin(store, layer, checkpointing)?;
+    let Begun { partial, extraction, offset, mut spool } = begin(store, layer, below, checkpointing)?;
+    let was_resumed = offset > 0 && spool.is_none();
     let failed = |error| UnpackError::of_store(error, &layer.blob);
     // Nobody listens any more: then no pieces come either.
     let _ = begins.send(offset);
@@ -124,6 +145,12 @@ pub(crate) fn unpack(
         }
     }
     match extraction.finish() {
+        // Links of the part before the cut may have been made to another stack.
+        Ok(extracted) if was_resumed && extracted.tree.depends_on_parents => {
+            let reason = "its links into the layers below are made anew".to_owned();
+            let error = EngineError::ImageRefused { reference: layer.blob.short(), reason };
+            Err(UnpackError::Again(error, Durability::Cheapest))
+        }
         Ok(extracted) => {
             if let Some(spool) = spool {
                 spool.end(&partial).map_err(failed)?;
@@ -145,7 +172,12 @@ struct Begun {
 }
 
 /// Begins with a layer, or goes on with what is left of it.
-fn begin(store: &Store, layer: &LayerSource, checkpointing: Option<&Checkpointing>) -> Result<Begun, UnpackError> {
+fn begin(
+    store: &Store,
+    layer: &LayerSource,
+    below: Option<&Below>,
+    checkpointing: Option<&Checkpointing>,
+) -> Result<Begun, UnpackError> {
     let failed = |error| UnpackError::of_store(error, &layer.blob);
     let io = |source| UnpackError::Failed(EngineError::Io { action: "open", path: "partial".into(), source });
     let room_bytes = room(store).map_err(failed)?;
@@ -157,6 +189,7 @@ fn begin(store: &Store, layer: &LayerSource, checkpointing: Option<&Checkpointin
         diff_id: Some(layer.diff_id),
         limits: Limits { tar_bytes_max: room_bytes.saturating_add(written_bytes), ..Limits::default() },
     };
+    let lower = || below.map(|below| -> Box<dyn Lower> { Box::new(below.clone()) });
     let support = |partial: &Partial| Support {
         checkpoints: checkpointing.map(|Checkpointing { pace, cuts }| CheckpointPolicy {
             sink: Box::new(partial.checkpoints()),
@@ -164,7 +197,7 @@ fn begin(store: &Store, layer: &LayerSource, checkpointing: Option<&Checkpointin
             cuts: known_cuts(*cuts, partial),
             beside: true,
         }),
-        lower: None,
+        lower: lower(),
     };
     let dir = |partial: &Partial| store.disk().open_dir_in_root(partial.dir(), Path::new(".")).map_err(io);
     let mut partial = store.begin_partial(&layer.blob).map_err(failed)?;
@@ -194,7 +227,7 @@ fn begin(store: &Store, layer: &LayerSource, checkpointing: Option<&Checkpointin
         // All but the compressed bytes is extracted once more.
         match partial.clear_but(spool::FILE).and_then(|()| Spool::open(disk, &partial, bytes)) {
             Ok(spool) => {
-                let extraction = start(&partial, Support::default())?;
+                let extraction = start(&partial, Support { checkpoints: None, lower: lower() })?;
                 return Ok(Begun { partial, extraction, offset: bytes, spool: Some(spool) });
             }
             Err(error) => {
@@ -208,7 +241,7 @@ fn begin(store: &Store, layer: &LayerSource, checkpointing: Option<&Checkpointin
     }
     if kept.is_some() {
         let spool = Spool::open(disk, &partial, 0).map_err(failed)?;
-        let extraction = start(&partial, Support::default())?;
+        let extraction = start(&partial, Support { checkpoints: None, lower: lower() })?;
         return Ok(Begun { partial, extraction, offset: 0, spool: Some(spool) });
     }
     let extraction = start(&partial, support(&partial))?;
@@ -281,7 +314,10 @@ fn refused(store: &Store, layer: &LayerSource, error: ExtractError, was_resumed:
 
 fn fact(layer: &LayerSource, extracted: &Extracted) -> LayerFact {
     LayerFact {
-        key: LayerKey::new(extracted.diff_id),
+        key: LayerKey {
+            diff_id: extracted.diff_id,
+            parents: layer.parents.filter(|_| extracted.tree.depends_on_parents),
+        },
         blob: layer.blob,
         blob_size_bytes: extracted.blob_size_bytes,
         tar_size_bytes: extracted.tree.tar_size_bytes,

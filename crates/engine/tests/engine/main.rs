@@ -3,6 +3,7 @@
 mod containers;
 mod fixture;
 mod images;
+mod links;
 mod resume;
 mod retries;
 
@@ -27,7 +28,7 @@ fn main() -> ExitCode {
     if arguments.first().map(String::as_str) == Some("shim") {
         baleen_runtime::shim_main();
     }
-    let all: Vec<Test> = [images::TESTS, retries::TESTS, resume::TESTS, containers::TESTS].concat();
+    let all: Vec<Test> = [images::TESTS, links::TESTS, retries::TESTS, resume::TESTS, containers::TESTS].concat();
     let exact = arguments.iter().any(|argument| argument == "--exact");
     let filters: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with("--")).collect();
     let wanted = |name: &str| {
