@@ -223,7 +223,7 @@ impl EngineWorkload {
                 let body = json!({
                     "Image": self.reference(image),
                     "Cmd": ["sh", "-c", program.script()],
-                    "HostConfig": { "NetworkMode": "none" },
+                    "HostConfig": { "NetworkMode": "none", "RestartPolicy": { "Name": program.restart_policy() } },
                 });
                 // 409: it is there, which is as good where it is done again.
                 expect("POST", format!("/containers/create?name={name}"), Some(body), &[201, 409])?;

@@ -36,8 +36,8 @@ pub(super) enum Move {
 }
 
 /// Names of the workloads that can be recorded for both engines; `mixed-SEED` for any number is one more.
-const BOTH: [&str; 11] =
-    ["create", "pull", "shared", "two", "tag", "remove", "collect", "again", "container", "many", "real"];
+const BOTH: [&str; 12] =
+    ["create", "pull", "shared", "two", "tag", "remove", "collect", "again", "container", "restart", "many", "real"];
 /// Those that are about baleen's own files.
 const BALEEN: [&str; 4] = ["compact", "empty", "resume", "volume"];
 
@@ -105,7 +105,11 @@ pub(super) fn plan(name: &str) -> Result<Plan> {
                 "rm c2",
             ])?;
         }
-        "volume" => plan.moves = moves(&["ready", "volume v", "volume w", "volume-rm v", "volume v"])?,
+        "restart" => {
+            plan.before = moves(&["pull busy:1"])?;
+            plan.moves = moves(&["create r1 busy:1 restarts", "start r1", "stop r1", "start r1"])?;
+        }
+        "volume" => plan.moves = moves(&["ready", "volume v1", "volume v2", "volume-rm v1", "volume v1"])?,
         "many" => plan.moves = moves(&["pull many:1", "rmi many:1"])?,
         "real" => plan.moves = moves(&["pull real:1"])?,
         "empty" => {

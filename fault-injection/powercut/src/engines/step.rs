@@ -48,6 +48,8 @@ pub(super) enum Program {
     Writes,
     /// Prints a line and stays until it is stopped.
     Stays,
+    /// The same in a container that is started again unless it was stopped.
+    Restarts,
 }
 
 /// The file that [`Program::Writes`] leaves, and which part of the image's busybox it is.
@@ -63,7 +65,7 @@ impl Program {
                 WRITTEN.0,
                 WRITTEN.1 >> 16
             ),
-            Self::Stays => "trap 'exit 0' TERM; echo line 1; while :; do sleep 0.05; done".to_owned(),
+            Self::Stays | Self::Restarts => "trap 'exit 0' TERM; echo line 1; while :; do sleep 0.05; done".to_owned(),
         }
     }
 
@@ -73,10 +75,16 @@ impl Program {
         (1..=count).map(|number| format!("line {number}")).collect()
     }
 
+    /// Docker's name of the container's restart policy.
+    pub(super) fn restart_policy(self) -> &'static str {
+        if self == Self::Restarts { "unless-stopped" } else { "no" }
+    }
+
     fn word(self) -> &'static str {
         match self {
             Self::Writes => "writes",
             Self::Stays => "stays",
+            Self::Restarts => "restarts",
         }
     }
 }
@@ -113,11 +121,14 @@ impl std::str::FromStr for Step {
             ["tag", from, to] => Self::Tag { from: own(from), to: own(to) },
             ["rmi", name] => Self::Untag(own(name)),
             ["prune"] => Self::Prune,
-            ["create", name, image, "writes"] => {
-                Self::Create { name: own(name), image: own(image), program: Program::Writes }
-            }
-            ["create", name, image, "stays"] => {
-                Self::Create { name: own(name), image: own(image), program: Program::Stays }
+            ["create", name, image, program] => {
+                let program = match program {
+                    "writes" => Program::Writes,
+                    "stays" => Program::Stays,
+                    "restarts" => Program::Restarts,
+                    other => bail!("not a program: {other}"),
+                };
+                Self::Create { name: own(name), image: own(image), program }
             }
             ["start", name] => Self::Start(own(name)),
             ["wait", name] => Self::Wait(own(name)),
@@ -149,8 +160,21 @@ pub(super) struct World {
 pub(super) struct Container {
     /// Its image's ID.
     pub(super) image: String,
-    /// Whether it was ever started; after a reboot it has ended then.
-    pub(super) started: bool,
+    /// Whether it is started again unless it was stopped.
+    pub(super) restarts: bool,
+    /// What it does.
+    pub(super) phase: Phase,
+}
+
+/// What a container does after a reboot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Phase {
+    /// It was never started.
+    Created,
+    /// It has ended, by itself, by a stop or by the cut.
+    Ended,
+    /// It runs (again).
+    Runs,
 }
 
 impl World {
@@ -181,17 +205,26 @@ impl World {
                     world.drop_image(&id);
                 }
             }
-            Step::Create { name, image, .. } => {
+            Step::Create { name, image, program } => {
                 let image = sample(image)?.image.id();
-                world.containers.insert(name.clone(), Container { image, started: false });
+                let restarts = *program == Program::Restarts;
+                let container = Container { image, restarts, phase: Phase::Created };
+                world.containers.entry(name.clone()).or_insert(container);
             }
             Step::Start(name) => {
-                world.containers.get_mut(name).context("no container to start")?.started = true;
+                let container = world.containers.get_mut(name).context("no container to start")?;
+                container.phase = if container.restarts { Phase::Runs } else { Phase::Ended };
+            }
+            Step::Stop(name) => {
+                let container = world.containers.get_mut(name).context("no container to stop")?;
+                if container.phase == Phase::Runs {
+                    container.phase = Phase::Ended;
+                }
             }
             Step::Delete(name) => drop(world.containers.remove(name)),
             Step::Volume(name) => drop(world.volumes.insert(name.clone())),
             Step::DeleteVolume(name) => drop(world.volumes.remove(name)),
-            Step::Ready | Step::Wait(_) | Step::Stop(_) | Step::Layer(_) => {}
+            Step::Ready | Step::Wait(_) | Step::Layer(_) => {}
         }
         Ok(world)
     }
@@ -208,6 +241,11 @@ impl World {
             }
         }
         Ok(worlds)
+    }
+
+    /// Whether a container is to run.
+    pub(super) fn runs(&self) -> bool {
+        self.containers.values().any(|container| container.phase == Phase::Runs)
     }
 
     /// Every world that steps under way at one time may leave, in any order.
@@ -273,6 +311,7 @@ mod tests {
             Step::Prune,
             Step::Create { name: "c".to_owned(), image: "busy:1".to_owned(), program: Program::Writes },
             Step::Create { name: "d".to_owned(), image: "busy:1".to_owned(), program: Program::Stays },
+            Step::Create { name: "e".to_owned(), image: "busy:1".to_owned(), program: Program::Restarts },
             Step::Start("c".to_owned()),
             Step::Wait("c".to_owned()),
             Step::Stop("c".to_owned()),
