@@ -323,10 +323,21 @@ def recipe() -> None:
     file = b"\x03" + field(b"usr/bin/true") + content
     sparse = b"\x04" + field(b"var/hole") + content + number(2) + number(0) + number(100) + number(4096) + number(200)
     head = digest + number(10240) + number(2) + number(300)
+
+    def copied(kind: int, rest: bytes, mode: int = 0o755, nanoseconds: int = 5) -> bytes:
+        facts = b"".join(number(value) for value in (mode, 1000, 1000, 1, 3)) + struct.pack("<q", -7) + number(nanoseconds)
+        return b"\x06" + field(b"usr/lib/x") + bytes([kind]) + facts + rest
+
+    plain = field(b"") + number(0)
+    attributes = field(b"") + number(1) + field(b"user.note") + field(b"below")
     moves = number(1) + number(3) + number(0) + field(b"usr/bin")
     frames = number(2) + number(16) + number(2) + field(b"a") + field(b"z") + number(900) + number(0)
     seeds = {
         "items": b"\x01" + field(TEXT[:100]) + b"\x02" + number(1024) + file + sparse + b"\x05" + number(7) + content,
+        "copied": copied(1, plain) + copied(0, attributes + content) + copied(2, field(b"to") + number(0)) + b"\x07" + field(b"usr/lib/x"),
+        "copied-nodes": copied(3, plain) + copied(4, plain) + copied(5, plain) + copied(6, plain),
+        "copied-kind": copied(7, plain), "copied-mode": copied(5, plain, mode=0o10000), "copied-time": copied(5, plain, nanoseconds=1 << 31),
+        "copied-owner": b"\x06" + field(b"x") + b"\0" + number(0o644) + number(1 << 40), "copied-many": copied(5, field(b"") + number(5000)),
         "literal-long": b"\x01" + number(1 << 20), "literal-cut": b"\x01" + number(90) + b"x", "item-unknown": b"\x09",
         "sparse-many": b"\x04" + field(b"x") + content + number(1 << 30),
         "sparse-endless": b"\x04" + field(b"x") + content + number(1) + number((1 << 64) - 1) + number(2),

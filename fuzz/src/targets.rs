@@ -52,12 +52,22 @@ pub const TARGETS: &[Target] = &[
         memory_bytes_max: 16 * MEBIBYTE,
     },
     Target {
+        name: "checkpoint",
+        parse: checkpoint,
+        sources: &["snapshotter/src/state.rs"],
+        memory_bytes_max: 16 * MEBIBYTE,
+    },
+    Target {
         name: "extraction",
         parse: extraction,
         sources: &[
             "snapshotter/src/tree.rs",
             "snapshotter/src/tree/dirs.rs",
             "snapshotter/src/tree/file.rs",
+            "snapshotter/src/tree/replay.rs",
+            "snapshotter/src/tree/reread.rs",
+            "snapshotter/src/tree/resume.rs",
+            "snapshotter/src/tree/sweep.rs",
             "snapshotter/src/rebuild.rs",
         ],
         memory_bytes_max: 64 * MEBIBYTE,
@@ -219,9 +229,9 @@ fn extraction(bytes: &[u8]) {
     let layer_dir = layer_beside_a_canary(&*disk);
     let limits = Limits { entries_max: 1000, tar_bytes_max: 1 << 30 };
     let diff_id = DiffId(Digest::sha256_of(bytes));
+    let cut = bytes.first().map_or(0, |first| usize::from(*first) * bytes.len() / 256);
     let extract = || {
         let mut tree = TreeWriter::create(Arc::clone(&disk), &layer_dir, limits)?;
-        let cut = bytes.first().map_or(0, |first| usize::from(*first) * bytes.len() / 256);
         tree.take(&bytes[..cut])?;
         tree.take(&bytes[cut..])?;
         tree.finish(diff_id)
@@ -236,8 +246,90 @@ fn extraction(bytes: &[u8]) {
             let found = rebuild(&disk, &layer_dir, &mut rebuilt);
             assert!(matches!(found, Ok(found) if found == diff_id), "{found:?}");
             assert_eq!(rebuilt, *bytes);
+            cut_and_resumed(bytes, cut, limits);
         }
     }
+}
+
+/// A good archive, cut and gone on with, beside what a cut may leave: the same archive comes back.
+fn cut_and_resumed(bytes: &[u8], cut: usize, limits: Limits) {
+    let disk: Arc<dyn Disk> = Arc::new(SimulatedDisk::new());
+    let layer_dir = layer_beside_a_canary(&*disk);
+    let state = baleen_snapshotter::fuzz::cut_extraction(&disk, &layer_dir, limits, &bytes[..cut]);
+    leave_something(&*disk, &layer_dir);
+    let resumed = state.and_then(|state| {
+        baleen_snapshotter::fuzz::resumed_extraction(&disk, &layer_dir, limits, &state, &bytes[cut..])
+    });
+    check_canary(&*disk);
+    let mut rebuilt = Vec::new();
+    let found = resumed.map(|_| rebuild(&disk, &layer_dir, &mut rebuilt));
+    assert!(matches!(found, Ok(Ok(_))), "cut after {cut} bytes: {found:?}");
+    assert_eq!(rebuilt, *bytes, "cut after {cut} bytes");
+    let fs = disk.open_dir(&layer_dir, b"fs").expect("a tree");
+    assert!(disk.metadata_at(&fs, LEFT).is_err(), "what a cut left is still there");
+}
+
+const LEFT: &[u8] = b"left by a cut";
+
+/// Leaves what a cut may leave of what came after its checkpoint.
+fn leave_something(disk: &dyn Disk, layer_dir: &Handle) {
+    let leave = || {
+        let fs = disk.open_dir(layer_dir, b"fs")?;
+        disk.create_dir(&fs, LEFT, 0o700)?;
+        let left = disk.open_dir(&fs, LEFT)?;
+        disk.create_dir(&left, b"deeper", 0o700)?;
+        disk.create_file(&left, b"file", 0o600)?;
+        disk.create_symlink(&left, b"out", b"/etc/passwd")?;
+        let kept = match disk.open_dir(layer_dir, b"kept") {
+            Ok(kept) => kept,
+            Err(_) => {
+                disk.create_dir(layer_dir, b"kept", 0o700)?;
+                disk.open_dir(layer_dir, b"kept")?
+            }
+        };
+        disk.create_file(&kept, b"4000000", 0o600).map(drop)
+    };
+    leave().expect("a simulated disk takes files");
+}
+
+/// The state of a cut extraction, of which nothing is believed: beside a layer that was cut in a file, it is refused or leads
+/// nowhere else.
+fn checkpoint(bytes: &[u8]) {
+    let disk: Arc<dyn Disk> = Arc::new(SimulatedDisk::new());
+    let layer_dir = layer_beside_a_canary(&*disk);
+    let limits = Limits { entries_max: 1000, tar_bytes_max: 1 << 30 };
+    let (begun, rest) = cut_archive();
+    let own = baleen_snapshotter::fuzz::cut_extraction(&disk, &layer_dir, limits, &begun);
+    assert!(own.is_ok(), "{own:?}");
+    leave_something(&*disk, &layer_dir);
+    if let Err(error) = baleen_snapshotter::fuzz::resumed_extraction(&disk, &layer_dir, limits, bytes, &rest) {
+        drop(error.to_string());
+    }
+    check_canary(&*disk);
+}
+
+/// An archive, in two parts: a link that leads out, and a file that is cut.
+pub fn cut_archive() -> (Vec<u8>, Vec<u8>) {
+    let header = |name: &[u8], flag: u8, size: usize, link: &[u8]| {
+        let mut block = [0; 512];
+        block[..name.len()].copy_from_slice(name);
+        block[100..107].copy_from_slice(b"0000644");
+        block[124..135].copy_from_slice(format!("{size:011o}").as_bytes());
+        block[156] = flag;
+        block[157..157 + link.len()].copy_from_slice(link);
+        block[257..265].copy_from_slice(b"ustar\x0000");
+        block
+    };
+    let data: Vec<u8> = (0..9000u32).map(|at| (at % 251) as u8).collect();
+    let mut tar = Vec::new();
+    tar.extend_from_slice(&header(b"d", b'5', 0, b""));
+    tar.extend_from_slice(&header(b"out", b'2', 0, b"/etc/passwd"));
+    tar.extend_from_slice(&header(b"d/file", b'0', data.len(), b""));
+    tar.extend_from_slice(&data);
+    tar.resize(tar.len().next_multiple_of(512) + 1024, 0);
+    let mut tar = with_checksums(&tar);
+    let rest = tar.split_off(6000);
+    (tar, rest)
 }
 
 const CANARY: &[u8] = b"nobody touches this";

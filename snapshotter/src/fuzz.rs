@@ -1,9 +1,18 @@
-//! What fuzzers feed: pure functions of bytes, without a disk.
+//! What fuzzers feed: functions of bytes, most of them without a disk.
 
-use crate::decompress::Decompressor;
+use std::sync::Arc;
+
+use baleen_oci::{Algorithm, DiffId, DigestHasher};
+use baleen_store::{Disk, Handle};
+
+use crate::decompress::{Decompressor, Point};
+use crate::error::ExtractError;
 use crate::extraction::BUFFER_BYTES;
+use crate::limits::Limits;
 use crate::name::{self, CleanPath};
+use crate::state::{State, StreamState};
 use crate::tar::{Parser, Step};
+use crate::tree::{TreeSummary, TreeWriter};
 
 /// Parses `bytes` as a tar, cut in two at every length that the first byte picks, and checks that the parser gives every
 /// byte back (tar, T1) and that the cut changes nothing.
@@ -68,4 +77,55 @@ pub fn decompress(bytes: &[u8]) {
 /// Reads `bytes` as the unpacked contents of a recipe.
 pub fn recipe(bytes: &[u8]) {
     baleen_store::recipe::parse_anything(bytes);
+}
+
+/// Extracts the first bytes of an archive, `tar`, into the empty `layer_dir`, and gives the state of a cut after them.
+///
+/// # Errors
+/// Those of the extraction.
+pub fn cut_extraction(
+    disk: &Arc<dyn Disk>,
+    layer_dir: &Handle,
+    limits: Limits,
+    tar: &[u8],
+) -> Result<Vec<u8>, ExtractError> {
+    let mut tree = TreeWriter::create(Arc::clone(disk), layer_dir, limits)?;
+    tree.take(tar)?;
+    let mut hasher = DigestHasher::new(Algorithm::Sha256);
+    hasher.update(tar);
+    let stream = StreamState {
+        blob: None,
+        blob_size_bytes: None,
+        diff_id: None,
+        cuts: 0,
+        blob_bytes: tar.len() as u64,
+        blob_hasher: hasher.clone(),
+        tar_bytes: tar.len() as u64,
+        tar_hasher: hasher,
+        point: Point::Plain,
+    };
+    Ok(tree.encoded(Box::new(stream))?.0.unwrap_or_default())
+}
+
+/// Goes on from `state` in `layer_dir` with the rest of the archive.
+///
+/// # Errors
+/// Those of the extraction, and [`ExtractError::NotResumable`].
+pub fn resumed_extraction(
+    disk: &Arc<dyn Disk>,
+    layer_dir: &Handle,
+    limits: Limits,
+    state: &[u8],
+    rest: &[u8],
+) -> Result<TreeSummary, ExtractError> {
+    let State { stream, tree } = State::decode(state).map_err(|problem| ExtractError::NotResumable { problem })?;
+    let resumed = Decompressor::resume(&stream.point);
+    if let Ok(mut decompressor) = resumed {
+        let _ = decompressor.run_to_point(rest, &mut Vec::with_capacity(BUFFER_BYTES));
+    }
+    let mut tree = TreeWriter::resume(Arc::clone(disk), layer_dir, limits, tree, stream.tar_bytes)?;
+    tree.take(rest)?;
+    let mut hasher = stream.tar_hasher;
+    hasher.update(rest);
+    tree.finish(DiffId(hasher.finish()))
 }

@@ -189,11 +189,13 @@ impl TreeWriter {
     /// Makes a checkpoint where the tar stands: `stream` is where it comes from. With `beside`, goes on while it is being
     /// made durable.
     pub(crate) fn checkpoint(&mut self, stream: Box<StreamState>, beside: bool) -> Result<(), ExtractError> {
-        let recipe_bytes = self.recipe.seal().map_err(ExtractError::Recipe)?;
-        let state = State { stream: *stream, tree: self.state(recipe_bytes)? };
+        if self.guard.0.is_none() {
+            return Ok(());
+        }
+        let (state, tree_bytes) = self.encoded(stream)?;
         let Some(saver) = &mut self.guard.0 else { return Ok(()) };
-        match state.encode() {
-            Some(bytes) => saver.save(bytes, self.payload_bytes + recipe_bytes)?,
+        match state {
+            Some(bytes) => saver.save(bytes, tree_bytes)?,
             None => {
                 // Thousands of moves: the last checkpoint stays.
                 tracing::debug!("no checkpoint is made of a layer whose state is too long");
@@ -201,6 +203,13 @@ impl TreeWriter {
             }
         }
         if beside { Ok(()) } else { saver.wait() }
+    }
+
+    /// The state as bytes, unless it is too long; and the bytes on the disk.
+    pub(crate) fn encoded(&mut self, stream: Box<StreamState>) -> Result<(Option<Vec<u8>>, u64), ExtractError> {
+        let recipe_bytes = self.recipe.seal().map_err(ExtractError::Recipe)?;
+        let state = State { stream: *stream, tree: self.state(recipe_bytes)? };
+        Ok((state.encode(), self.payload_bytes + recipe_bytes))
     }
 
     fn state(&self, recipe_bytes: u64) -> Result<TreeState, ExtractError> {
@@ -473,7 +482,7 @@ impl TreeWriter {
         };
         let node = match node {
             Some(node) => node,
-            None => self.from_below(&target.parts().join(&b'/'))?.ok_or_else(outside)?,
+            None => self.bring_up(&target.parts().join(&b'/'))?.ok_or_else(outside)?,
         };
         let facts = disk.metadata(&node).map_err(|source| io_error("look at the target of", &entry.path, source))?;
         match facts.kind {

@@ -25,7 +25,7 @@ enum Target {
 
 impl TreeWriter {
     /// The node at `target`, which a hard link leads to, once it is in this layer; `None` if it is nowhere.
-    pub(super) fn from_below(&mut self, target: &[u8]) -> Result<Option<Handle>, ExtractError> {
+    pub(super) fn bring_up(&mut self, target: &[u8]) -> Result<Option<Handle>, ExtractError> {
         if self.below.is_none() {
             return Ok(None);
         }
