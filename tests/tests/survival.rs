@@ -1,0 +1,138 @@
+//! Containers and the deaths of those who look after them: the daemon's, and the shims'.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use baleen_tests::command::wait_for;
+use baleen_tests::daemon::Daemon;
+use baleen_tests::image::busybox;
+use baleen_tests::needs_root;
+use baleen_tests::random::Random;
+use baleen_tests::scratch::{Scratch, mounts_below};
+use baleen_tests::stub::Stub;
+
+/// A daemon that has the busybox image as `busybox`.
+fn daemon_with_busybox(scratch: &Scratch) -> Result<Daemon> {
+    let daemon = Daemon::start(scratch)?;
+    let stub = Stub::start()?;
+    stub.add("busybox", "latest", &busybox()?);
+    daemon.docker_ok(&["pull", "-q", &stub.reference("busybox:latest")])?;
+    daemon.docker_ok(&["tag", &stub.reference("busybox:latest"), "busybox"])?;
+    Ok(daemon)
+}
+
+#[test]
+fn two_hundred_thousand_lines_over_five_kills_of_the_daemon_are_all_logged_once_in_order() -> Result<()> {
+    needs_root!("two_hundred_thousand_lines_over_five_kills_of_the_daemon_are_all_logged_once_in_order");
+    const LINES: u64 = 200_000;
+    const KILLS: u64 = 5;
+    let scratch = Scratch::new("lines")?;
+    let mut daemon = daemon_with_busybox(&scratch)?;
+    // In pieces, so that the writing outlasts the kills.
+    let script = format!(
+        "i=1; while [ $i -le {LINES} ]; do seq $i $((i+3999)); i=$((i+4000)); sleep 0.05; done; echo end; sleep 1000"
+    );
+    let options =
+        ["run", "-d", "--name", "box", "--network", "none", "--log-opt", "max-size=1m", "--log-opt", "max-file=100"];
+    daemon.docker_ok(&[&options[..], &["busybox", "sh", "-c", &script]].concat())?;
+    let random = &mut Random::for_test("two_hundred_thousand_lines");
+    let mut last = 0;
+    for kill in 1..=KILLS {
+        let written = || -> Option<u64> { daemon.docker_ok(&["logs", "--tail", "1", "box"]).ok()?.trim().parse().ok() };
+        let wanted = kill * LINES / (KILLS + 2);
+        last = wait_for("more lines", Duration::from_secs(60), || written().filter(|&line| line >= wanted))?;
+        // Somewhere inside the next pieces.
+        std::thread::sleep(Duration::from_millis(u64::from(random.bytes(1)[0]) / 2));
+        daemon.kill();
+        std::thread::sleep(Duration::from_millis(u64::from(random.bytes(1)[0])));
+        daemon.run()?;
+    }
+    assert!(last < LINES, "the writing was over before the last kill");
+    wait_for("the last line", Duration::from_secs(60), || {
+        daemon.docker_ok(&["logs", "--tail", "1", "box"]).ok().filter(|text| text.trim() == "end")
+    })?;
+    let log = daemon.docker(&["logs", "box"])?.ok()?.stdout();
+    let mut lines = log.lines();
+    for number in 1..=LINES {
+        let line = lines.next().with_context(|| format!("the log ends before line {number}"))?;
+        assert_eq!(line, number.to_string());
+    }
+    assert_eq!(lines.collect::<Vec<_>>(), ["end"]);
+    daemon.docker_ok(&["rm", "-f", "box"])?;
+    Ok(())
+}
+
+/// Host PIDs of the shims of this daemon's containers, by container.
+fn shim_pids(daemon: &Daemon) -> Result<Vec<(String, String)>> {
+    let mut pids = Vec::new();
+    for entry in std::fs::read_dir(daemon.exec_root().join("containers"))?.flatten() {
+        let id = entry.file_name().to_string_lossy().into_owned();
+        let state: serde_json::Value = serde_json::from_slice(&std::fs::read(entry.path().join("state.json"))?)?;
+        pids.push((id, state["shim_pid"].to_string()));
+    }
+    pids.sort();
+    Ok(pids)
+}
+
+#[test]
+fn twenty_containers_through_kills_of_daemon_and_shims_have_known_states_and_leave_nothing() -> Result<()> {
+    needs_root!("twenty_containers_through_kills_of_daemon_and_shims_have_known_states_and_leave_nothing");
+    const CONTAINERS: usize = 20;
+    let scratch = Scratch::new("twenty")?;
+    let mut daemon = daemon_with_busybox(&scratch)?;
+    let mut ids = BTreeSet::new();
+    for number in 0..CONTAINERS {
+        let name = format!("box{number}");
+        ids.insert(daemon.docker_ok(&[
+            "run",
+            "-d",
+            "--name",
+            &name,
+            "--network",
+            "none",
+            "busybox",
+            "sleep",
+            "1000",
+        ])?);
+    }
+    let pids = shim_pids(&daemon)?;
+    assert_eq!(pids.len(), CONTAINERS);
+    // Every other shim dies, some while the daemon lives and some while it does not.
+    let (with_daemon, without) = pids.split_at(CONTAINERS / 2);
+    let kill = |list: &[(String, String)]| -> Result<BTreeSet<String>> {
+        let chosen: Vec<_> = list.iter().step_by(2).collect();
+        for (_, pid) in &chosen {
+            baleen_tests::command::succeed("kill", &["-9", pid])?;
+        }
+        Ok(chosen.into_iter().map(|(id, _)| id.clone()).collect())
+    };
+    let mut killed = kill(with_daemon)?;
+    daemon.kill();
+    killed.extend(kill(without)?);
+    daemon.run()?;
+    let state = |id: &str| daemon.docker_ok(&["inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", id]);
+    for id in &ids {
+        let expected = if killed.contains(id) { "exited" } else { "running 0" };
+        wait_for(&format!("{id} to be {expected}"), Duration::from_secs(20), || {
+            state(id).ok().filter(|state| state.starts_with(expected))
+        })?;
+    }
+    // Those that have lost their shim can run again.
+    let again = killed.iter().next().context("none was killed")?;
+    daemon.docker_ok(&["start", again])?;
+    assert_eq!(daemon.docker_ok(&["exec", again, "echo", "again"])?, "again");
+    let all: Vec<&str> = ids.iter().map(String::as_str).collect();
+    daemon.docker_ok(&[&["rm", "-f"], &all[..]].concat())?;
+    assert_eq!(daemon.docker_ok(&["ps", "-aq"])?, "");
+    assert_eq!(mounts_below(daemon.root()), Vec::<std::path::PathBuf>::new());
+    let left = wait_for("the shims' end", Duration::from_secs(10), || {
+        let alive = |pid: &str| {
+            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "baleen-shim")
+        };
+        (!pids.iter().any(|(_, pid)| alive(pid))).then_some(())
+    });
+    left?;
+    assert_eq!(std::fs::read_dir(daemon.exec_root().join("containers"))?.count(), 0);
+    Ok(())
+}
