@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE;
 use serde_json::Value;
 
 use crate::support::{PATIENCE, Scratch, docker};
@@ -100,7 +102,7 @@ impl Recorder {
         let output = Command::new(program)
             .args(arguments)
             .env("DOCKER_HOST", format!("unix://{}", self.socket.display()))
-            .env("DOCKER_CONFIG", "/nonexistent")
+            .env("DOCKER_CONFIG", self.socket.parent().expect("it lies in a folder"))
             .env_remove("DOCKER_CONTEXT")
             .env_remove("BALEEN_HOST")
             .env("BALEEN_TEST_OURS", "ours")
@@ -141,7 +143,15 @@ fn serve(stream: UnixStream, kept: &Mutex<Vec<(String, Value)>>) {
         let (status, answer) = if target.starts_with("_ping") {
             ("200 OK", if method == "HEAD" { "" } else { "OK" }.to_owned())
         } else {
-            let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
+            // Credentials are what a pull says beside its query.
+            let auth = head
+                .lines()
+                .filter_map(|line| line.split_once(": "))
+                .find(|(name, _)| name.eq_ignore_ascii_case("x-registry-auth"));
+            let body = match auth.and_then(|(_, value)| URL_SAFE.decode(value).ok()) {
+                Some(auth) => serde_json::from_slice(&auth).unwrap_or(Value::Null),
+                None => serde_json::from_slice(&body).unwrap_or(Value::Null),
+            };
             kept.lock().expect("no panic").push((format!("{method} {target}"), body));
             let id = "0".repeat(64);
             ("201 Created", format!("{{\"Id\":\"{id}\",\"ID\":\"{id}\",\"Name\":\"n\",\"Warnings\":[]}}\n"))
@@ -221,7 +231,12 @@ fn knows(help: &str, line: &str) -> bool {
 fn query(target: &str) -> (String, BTreeMap<String, String>) {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let pairs = query.split('&').filter_map(|pair| pair.split_once('=')).filter(|(_, value)| !value.is_empty());
-    (path.to_owned(), pairs.map(|(key, value)| (key.to_owned(), value.replace("docker.io%2Flibrary%2F", ""))).collect())
+    (
+        path.to_owned(),
+        pairs
+            .map(|(key, value)| (key.to_owned(), value.replace("docker.io%2F", "").replace("library%2F", "")))
+            .collect(),
+    )
 }
 
 #[test]
@@ -315,6 +330,44 @@ fn networks_volumes_and_limits_are_asked_for_as_docker_asks_for_them() {
             acts.map(|(target, body)| (query(target), said(body).unwrap_or_default())).collect()
         };
         let (theirs, own) = (normal(&theirs), normal(&own));
+        if theirs != own {
+            different.push(format!("{line}:\n  docker {theirs:?}\n  baleen {own:?}"));
+        }
+    }
+    assert!(different.is_empty(), "{}", different.join("\n"));
+}
+
+#[test]
+fn credentials_go_with_a_pull_as_docker_sends_them() {
+    let Some(docker) = docker("credentials_go_with_a_pull_as_docker_sends_them") else { return };
+    let scratch = Scratch::new();
+    let recorder = Recorder::start(&scratch);
+    let config =
+        r#"{"auths":{"https://index.docker.io/v1/":{"auth":"dXNlcjpwYXNz"},"r.example:5000":{"auth":"YTpiOmM="}}}"#;
+    fs::write(scratch.path("config.json"), config).expect("a file");
+    let ours = Path::new(env!("CARGO_BIN_EXE_baleen"));
+    let mut different = Vec::new();
+    for line in [
+        "pull busybox",
+        "pull r.example:5000/a/b:1",
+        "pull r.example:5000/a@sha256:0000000000000000000000000000000000000000000000000000000000000000",
+        "pull other.example/a",
+        "pull -q --platform linux/arm64 u/a:2",
+    ] {
+        let arguments: Vec<String> = line.split(' ').map(str::to_owned).collect();
+        let [(theirs, they_ended, _), (own, we_ended, said_by_us)] =
+            [recorder.ask(&docker, &arguments), recorder.ask(ours, &arguments)];
+        assert!(they_ended && we_ended, "{line}: {said_by_us}");
+        let secrets = |asked: &[(String, Value)]| -> Vec<_> {
+            let of = |body: &Value| {
+                ["username", "password", "identitytoken"]
+                    .map(|field| body[field].as_str().unwrap_or_default().to_owned())
+            };
+            // Some versions look before they act.
+            let acts = asked.iter().filter(|(target, _)| !target.starts_with("GET "));
+            acts.map(|(target, body)| (query(target), of(body))).collect()
+        };
+        let (theirs, own) = (secrets(&theirs), secrets(&own));
         if theirs != own {
             different.push(format!("{line}:\n  docker {theirs:?}\n  baleen {own:?}"));
         }
