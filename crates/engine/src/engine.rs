@@ -17,6 +17,7 @@ use crate::door::{Door, ended};
 use crate::error::EngineError;
 use crate::events::{EventQuery, EventStream, Events};
 use crate::image::{Downloads, store_error};
+use crate::recovery::Recovery;
 use crate::volume::{self, Volumes};
 
 /// A container engine on one store. Cheap to share; every verb takes `&Arc<Engine>`.
@@ -24,6 +25,8 @@ pub struct Engine {
     pub(crate) config: EngineConfig,
     pub(crate) door: Door,
     pub(crate) store: Store,
+    /// What the opening found.
+    pub(crate) recovery: Recovery,
     /// Exchanged by a reload; a pull keeps the one that it began with.
     pub(crate) registry: RwLock<Client>,
     pub(crate) downloads: Arc<Downloads>,
@@ -49,10 +52,11 @@ impl Engine {
         let registry = Client::new(client_config(&config)?);
         let (data_root, exec_root) = (config.data_root.clone(), config.exec_root.clone());
         let opening = tokio::task::spawn_blocking(move || open_store(&data_root, &exec_root));
-        let store = opening.await.map_err(|error| ended("open the store", &error))??;
+        let (store, recovery) = opening.await.map_err(|error| ended("open the store", &error))??;
         let engine = Arc::new(Self {
             door: Door::new(config.limits.door_threads),
             store,
+            recovery,
             registry: RwLock::new(registry),
             downloads: Arc::new(Downloads::new(
                 config.limits.concurrent_downloads_max,
@@ -71,6 +75,7 @@ impl Engine {
         });
         engine.open_volumes().await?;
         engine.adopt_all().await?;
+        engine.tell_recovery();
         // What the last owner has left in the trash.
         engine.empty_trash_later();
         Ok(engine)
@@ -134,32 +139,14 @@ pub(crate) fn client_config(config: &EngineConfig) -> Result<ClientConfig, Engin
     Ok(client)
 }
 
-fn open_store(data_root: &Path, exec_root: &Path) -> Result<Store, EngineError> {
+fn open_store(data_root: &Path, exec_root: &Path) -> Result<(Store, Recovery), EngineError> {
     make_private_dir(data_root)?;
     make_private_dir(exec_root)?;
     let io = |source| EngineError::Io { action: "open", path: data_root.to_owned(), source };
     let disk = SystemDisk::open(data_root).map_err(io)?;
     let id = crate::container::random()?;
     let (store, opened) = Store::open(Arc::new(disk), id).map_err(store_error("open the store"))?;
-    if !opened.foreign_volumes.is_empty() {
-        let names = opened.foreign_volumes.join(", ");
-        tracing::warn!(
-            names,
-            "no record names these volumes; they are left alone, and a new volume of that name moves them to quarantine"
-        );
-    }
-    if !opened.missing.is_empty() {
-        tracing::error!(missing = opened.missing.join(", "), "recorded objects are not on the disk; run `baleen fsck`");
-    }
-    tracing::info!(
-        path = %data_root.display(),
-        created = opened.created,
-        clean = opened.clean,
-        rolled_forward = opened.rolled_forward.len(),
-        discarded = opened.discarded.len(),
-        "the store is open"
-    );
-    Ok(store)
+    Ok((store, Recovery::of(opened)))
 }
 
 /// Makes a directory that only root may look into (threats F1), and corrects one that is there.

@@ -114,6 +114,8 @@ impl Engine {
             info.driver_status.push(("Space Free".to_owned(), text(space.free_bytes)));
             info.driver_status.push(("Space Total".to_owned(), text(space.total_bytes)));
         }
+        info.driver_status.push(("Last Start".to_owned(), self.recovery.summary()));
+        info.warnings.extend(self.recovery.warnings());
         if self.store.writes_stopped() {
             info.warnings.push(
                 "WARNING: the store takes no more changes since a write to its log failed; restart the daemon to recover"
@@ -123,8 +125,8 @@ impl Engine {
         info
     }
 
-    /// In the form of a UUID, from what does not change: the machine and the data root.
-    /// What tells this engine from others, as `info` shows it.
+    /// What tells this engine from others, as `info` shows it: in the form of a UUID, from what does not change, the machine
+    /// and the data root.
     pub fn id(&self) -> String {
         let machine = fs::read_to_string("/etc/machine-id").unwrap_or_default();
         let seed = format!("{}\n{}", machine.trim(), self.config.data_root.display());

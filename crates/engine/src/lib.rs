@@ -21,6 +21,7 @@ mod events;
 mod image;
 mod info;
 mod progress;
+mod recovery;
 mod reload;
 mod time;
 mod volume;

@@ -100,6 +100,11 @@ fn a_stale_socket_is_replaced_and_anything_else_is_left_alone() {
     assert!(daemon.socket.exists(), "a killed daemon cannot have removed its socket");
     let again = Daemon::start(&scratch, "a", |_| {});
     assert_eq!(again.get("/_ping").status, 200);
+    let found = again.get("/info").json()["DriverStatus"].to_string();
+    assert!(found.contains("after a crash or power cut: 0 rolled forward"), "{found}");
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().expect("after 1970").as_secs() + 1;
+    let told = again.get(&format!("/events?since=1&until={now}")).body;
+    assert!(told.contains(r#""Action":"recovery""#) && told.contains(r#""missing":"0""#), "{told}");
 
     fs::write(scratch.path("file"), "precious").expect("a file");
     let refused = command(&scratch, "b", &scratch.path("file")).output().expect("the program starts");
