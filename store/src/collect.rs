@@ -126,7 +126,10 @@ impl Store {
     }
 
     /// What each partial layer with a checkpoint holds on disk.
-    fn partial_bytes(&self) -> Result<BTreeMap<Digest, u64>, StoreError> {
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn partial_bytes(&self) -> Result<BTreeMap<Digest, u64>, StoreError> {
         let (disk, dir) = (self.shared.disk.as_ref(), &self.shared.layout.partial);
         let mut held = BTreeMap::new();
         for entry in disk.read_dir(dir).context("list", || "partial".to_owned())? {

@@ -1,7 +1,7 @@
 //! Extracted layers on their way into the log: together where several are ready, and with the image that they complete.
 //!
 //! C1  A layer waits for others that are still in flight, but no longer than [`COMMIT_SPACING`] after the last commit:
-//!     one barrier for several is what keeps the flushes of a pull few.
+//!     one barrier for several is what keeps the flushes of a pull few. It does not wait for one that waits for it.
 //! C2  An image whose layers are all stored, or among those that are being committed, is recorded with them.
 //! C3  After a failed barrier every layer of the transaction is fetched again.
 //! C4  A layer that was handed in is committed, or given up, whether the pull that wanted it still waits or not.
@@ -128,7 +128,7 @@ pub(crate) struct Commits {
     clock: Arc<dyn RetryClock>,
     state: Mutex<State>,
     /// Something was handed in, or is no longer in flight.
-    changed: Notify,
+    changed: Arc<Notify>,
     /// Tells who waits for layers below that some are there.
     pub(crate) arrivals: Arc<Arrivals>,
 }
@@ -182,7 +182,8 @@ impl Drop for Commits {
 
 impl Commits {
     pub(crate) fn new(clock: Arc<dyn RetryClock>) -> Arc<Self> {
-        Arc::new(Self { clock, state: Mutex::default(), changed: Notify::new(), arrivals: Arc::default() })
+        let arrivals = Arc::<Arrivals>::default();
+        Arc::new(Self { clock, state: Mutex::default(), changed: Arc::clone(arrivals.begun()), arrivals })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -238,7 +239,7 @@ impl Commits {
                 self.changed.notified().await;
             }
             let all_are_here = async {
-                while self.state().in_flight > 0 {
+                while self.state().in_flight > self.arrivals.waiting() {
                     self.changed.notified().await;
                 }
             };

@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 use baleen_oci::{Descriptor, DiffId, Digest};
 use baleen_registry::{BlobEvent, RepositoryClient};
 use baleen_snapshotter::Pace;
-use baleen_store::{Durability, LayerFact, Partial, Store};
+use baleen_store::{Durability, Store};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::{self, AbortHandle};
 
 use super::commit::{Commits, Ready};
 use super::stack::{Arrivals, Below, Place, Wants};
-use super::unpack::{self, Checkpointing, LayerSource, Piece, UnpackError};
+use super::unpack::{self, Checkpointing, LayerSource, Piece, UnpackError, Unpacked};
 use crate::door::ended;
 use crate::error::EngineError;
 use crate::{CheckpointIntervals, RetryClock};
@@ -270,7 +270,7 @@ impl Fetch {
         begins: oneshot::Sender<u64>,
         mut pieces: mpsc::Receiver<Piece>,
         turn: T,
-    ) -> task::JoinHandle<(Result<(Partial, LayerFact), UnpackError>, T)> {
+    ) -> task::JoinHandle<(Unpacked, T)> {
         let store = self.store.clone();
         let source = LayerSource {
             blob: self.descriptor.digest,

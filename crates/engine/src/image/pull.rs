@@ -225,7 +225,11 @@ fn platform_warning(reference: &Reference, resolved: &ResolvedImage, asked: Opti
 
 /// Compares the least that the layers need, their compressed size, with what is free.
 fn check_space(store: &Store, missing: &[Wanted]) -> Result<(), EngineError> {
-    let needed_bytes = missing.iter().map(|layer| layer.descriptor.size).fold(0, u64::saturating_add);
+    let kept = store.partial_bytes().map_err(store_error("look at what cut pulls have left"))?;
+    // What a cut pull has left of a layer is there already; it is unpacked, so this asks for too little rather than too much.
+    let needed =
+        |layer: &Wanted| layer.descriptor.size.saturating_sub(kept.get(&layer.descriptor.digest).copied().unwrap_or(0));
+    let needed_bytes = missing.iter().map(needed).fold(0, u64::saturating_add);
     let free_bytes = || -> Result<u64, EngineError> {
         let space = store.space().map_err(store_error("find out how much space is free"))?;
         Ok(space.free_bytes.saturating_sub(reserve_bytes(space.total_bytes)))

@@ -7,13 +7,13 @@
 //!     holds no right to fetch meanwhile.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use baleen_oci::{ChainId, DiffId};
 use baleen_snapshotter::{Lower, LowerNode, LowerStack};
 use baleen_store::{LayerFact, LayerKey, Lease, Store};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 
 /// A layer in its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +61,9 @@ impl Place {
 pub(crate) struct Arrivals {
     count: Mutex<u64>,
     changed: Condvar,
+    /// How many wait, and who is told when one more does.
+    waiting: AtomicUsize,
+    begun: Arc<Notify>,
 }
 
 impl Arrivals {
@@ -70,15 +73,28 @@ impl Arrivals {
         self.changed.notify_all();
     }
 
+    /// How many wait now.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::SeqCst)
+    }
+
+    /// Notified whenever somebody begins to wait.
+    pub(crate) fn begun(&self) -> &Arc<Notify> {
+        &self.begun
+    }
+
     fn count(&self) -> u64 {
         *self.count.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn wait_beyond(&self, seen: u64) {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        self.begun.notify_one();
         let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
         while *count == seen {
             count = self.changed.wait(count).unwrap_or_else(PoisonError::into_inner);
         }
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -65,6 +65,9 @@ pub(crate) enum UnpackError {
     Failed(EngineError),
 }
 
+/// A layer that was extracted and verified, or why not.
+pub(crate) type Unpacked = Result<(Partial, LayerFact), UnpackError>;
+
 impl UnpackError {
     fn of_store(error: StoreError, blob: &Digest) -> Self {
         match error {
@@ -104,7 +107,7 @@ pub(crate) fn unpack(
     checkpointing: Option<&Checkpointing>,
     begins: oneshot::Sender<u64>,
     pieces: &mut mpsc::Receiver<Piece>,
-) -> Result<(Partial, LayerFact), UnpackError> {
+) -> Unpacked {
     let Begun { partial, extraction, offset, mut spool } = begin(store, layer, below, checkpointing)?;
     let was_resumed = offset > 0 && spool.is_none();
     let failed = |error| UnpackError::of_store(error, &layer.blob);

@@ -76,22 +76,15 @@ fn by_overlayfs(fixture: &Fixture, lower: &Path) -> Result<PathBuf> {
     Ok(upper.clone())
 }
 
-/// All of a file that anybody can see.
-fn seen(path: &Path) -> Result<(Vec<u8>, u32, u32, u32, i64, i64, u64, Vec<u8>)> {
+/// All of a file that anybody can see: content, an attribute, and its numbers.
+fn seen(path: &Path) -> Result<(Vec<u8>, Vec<u8>, [i64; 6])> {
     let data = std::fs::symlink_metadata(path).with_context(|| path.display().to_string())?;
     let mut note = [0; 64];
     let count = rustix::fs::lgetxattr(path, "user.note", &mut note[..])?;
     let content = std::fs::read(path)?;
-    Ok((
-        content,
-        data.mode(),
-        data.uid(),
-        data.gid(),
-        data.mtime(),
-        data.mtime_nsec(),
-        data.nlink(),
-        note[..count].to_vec(),
-    ))
+    let owner = [data.mode(), data.uid(), data.gid()].map(i64::from);
+    let numbers = [owner[0], owner[1], owner[2], data.mtime(), data.mtime_nsec(), data.nlink().try_into()?];
+    Ok((content, note[..count].to_vec(), numbers))
 }
 
 fn check(fixture: &Fixture, reference: &str, text: &str) -> Result<()> {
