@@ -353,15 +353,19 @@ fn work_until_cut(
     Ok(())
 }
 
-/// A place on a device: its disk, and an empty folder for what a reboot clears.
+/// A place on a device: its disk, and a folder for what a reboot clears, which is emptied first: an agent that was killed
+/// leaves its own.
 ///
 /// # Errors
 /// `Io`.
-pub fn with_device_place<T>(disk: &Path, work: impl FnOnce(&Place<'_>) -> T) -> Result<T, AgentError> {
-    let run = std::env::temp_dir().join(format!("baleen-powercut-agent.{}", std::process::id()));
-    std::fs::create_dir_all(&run).map_err(|source| AgentError::Io { action: "make a folder for the run", source })?;
-    let result = work(&Place { disk, run: &run });
-    // What a killed agent left is emptied by the reboot.
-    let _ = std::fs::remove_dir_all(&run);
+pub fn with_device_place<T>(disk: &Path, run: &Path, work: impl FnOnce(&Place<'_>) -> T) -> Result<T, AgentError> {
+    let io = |action| move |source| AgentError::Io { action, source };
+    match std::fs::remove_dir_all(run) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io("empty the folder of the run")(error)),
+        _ => {}
+    }
+    std::fs::create_dir_all(run).map_err(io("make the folder of the run"))?;
+    let result = work(&Place { disk, run });
+    std::fs::remove_dir_all(run).map_err(io("remove the folder of the run"))?;
     Ok(result)
 }

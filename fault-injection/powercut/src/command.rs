@@ -40,7 +40,7 @@ Commands:
   toys       Judge the judge: wrong writers must be convicted, right ones never
                [--fs FS] [--states N]
   agent      On a device: work and report to the judge; the init system starts it after every boot
-               --judge HOST:PORT   --disk DIR   --workload NAME   [-- PROGRAM...]
+               --judge HOST:PORT   --disk DIR   --workload NAME   [--run DIR] [-- PROGRAM...]
   referee    On the rig's host: cut the device's power, and judge what the agent finds after it
                --listen HOST:PORT   --cut COMMAND   --cuts N   --history FILE
                [--marks N] [--later MILLISECONDS] [--patience SECONDS] [--seed N]
@@ -167,7 +167,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
         "replay" => replay_one(&words(&["image"])?),
         "report" => report(&words(&["json", "html"])?),
         "toys" => toys(&words(&["fs", "states"])?),
-        "agent" => agent_here(&words(&["judge", "disk", "workload"])?),
+        "agent" => agent_here(&words(&["judge", "disk", "run", "workload"])?),
         "referee" => referee(&words(&["listen", "cut", "cuts", "history", "marks", "later", "patience", "seed"])?),
         "workloads" => {
             workload_names().iter().for_each(|name| println!("{name}"));
@@ -228,7 +228,7 @@ fn run_all(words: &Words) -> Result<ExitCode> {
     };
     let names = chosen(words.text("workload").unwrap_or("toy"));
     let program: Vec<String> = words.text("program").map(str::to_owned).into_iter().collect();
-    let mut convicted = 0;
+    let (mut convicted, mut failures) = (0, Vec::new());
     for filesystem in &run.filesystems {
         if !words.is_set("no-toys") {
             toys_on(*filesystem, 30)?;
@@ -236,11 +236,22 @@ fn run_all(words: &Words) -> Result<ExitCode> {
         for name in &names {
             let mut workload = workload_by_name(name, &program)?;
             let mut teller = Teller { workload: name, told: 0 };
-            let totals = run.one(*filesystem, workload.as_mut(), begun, &mut |verdict| teller.tell(verdict))?;
-            print_totals(name, *filesystem, &totals);
-            // Wrong toys are meant to be convicted.
-            convicted += if is_wrong_toy(name) { 0 } else { totals.convicted };
+            match run.one(*filesystem, workload.as_mut(), begun, &mut |verdict| teller.tell(verdict)) {
+                Ok(totals) => {
+                    print_totals(name, *filesystem, &totals);
+                    // Wrong toys are meant to be convicted.
+                    convicted += if is_wrong_toy(name) { 0 } else { totals.convicted };
+                }
+                // The others are judged all the same; the exit code tells.
+                Err(error) => failures.push(anyhow::Error::from(error)),
+            }
         }
+    }
+    for failure in &failures {
+        eprintln!("baleen-powercut: {failure:#}");
+    }
+    if !failures.is_empty() {
+        return Ok(ExitCode::from(2));
     }
     Ok(verdict_code(convicted))
 }
@@ -393,7 +404,8 @@ fn agent_here(words: &Words) -> Result<ExitCode> {
     let judge = judge.to_socket_addrs().with_context(|| format!("cannot look up {judge}"))?.next();
     let judge = judge.context("the judge has no address")?;
     let mut workload = workload_by_name(words.needed("workload")?, &words.program)?;
-    with_device_place(Path::new(words.needed("disk")?), |place| agent(judge, workload.as_mut(), place))??;
+    let (disk, run) = (words.needed("disk")?, words.text("run").unwrap_or("/run/baleen-powercut-agent"));
+    with_device_place(Path::new(disk), Path::new(run), |place| agent(judge, workload.as_mut(), place))??;
     Ok(ExitCode::SUCCESS)
 }
 

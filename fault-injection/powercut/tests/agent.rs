@@ -15,21 +15,22 @@ use support::{Scratch, chain};
 /// An agent that can be killed and started again, as a device is.
 struct Device {
     judge: String,
-    disk: std::path::PathBuf,
+    scratch: std::path::PathBuf,
     workload: &'static str,
     running: Option<Child>,
 }
 
 impl Device {
-    fn start(judge: String, disk: &Path, workload: &'static str) -> Device {
-        let mut device = Device { judge, disk: disk.to_owned(), workload, running: None };
+    fn start(judge: String, scratch: &Path, workload: &'static str) -> Device {
+        let mut device = Device { judge, scratch: scratch.to_owned(), workload, running: None };
         device.boot();
         device
     }
 
     fn boot(&mut self) {
         let mut agent = Command::new(env!("CARGO_BIN_EXE_baleen-powercut"));
-        agent.args(["agent", "--judge", &self.judge, "--workload", self.workload, "--disk"]).arg(&self.disk);
+        agent.args(["agent", "--judge", &self.judge, "--workload", self.workload]);
+        agent.arg("--disk").arg(self.scratch.join("disk")).arg("--run").arg(self.scratch.join("run"));
         self.running = Some(agent.spawn().expect("the agent starts"));
     }
 
@@ -59,6 +60,8 @@ fn judged(
     mut meanwhile: impl FnMut(&Path),
 ) -> Result<Vec<Round>, AgentError> {
     let scratch = Scratch::new(test);
+    let disk = scratch.0.join("disk");
+    fs::create_dir(&disk).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let judge = listener.local_addr().unwrap().to_string();
     let mut device = Device::start(judge, &scratch.0, workload);
@@ -66,7 +69,7 @@ fn judged(
         Cuts { count, marks_max: 20, later: Duration::from_millis(10), patience: Duration::from_secs(60), seed: 7 };
     let mut cut = || {
         device.kill();
-        meanwhile(&scratch.0);
+        meanwhile(&disk);
         device.boot();
         Ok(())
     };

@@ -340,3 +340,60 @@ fn a_mark_lies_after_the_flush_that_it_waited_for_and_before_the_next() {
     assert!(counts.is_sorted() && counts.first() == Some(&0) && counts.last() == Some(&2), "{counts:?}");
     assert!(counts.contains(&1), "the first half was never acknowledged alone: {counts:?}");
 }
+
+#[test]
+fn no_writer_keeps_a_promise_on_a_disk_whose_flushes_lie() {
+    if skipped("no_writer_keeps_a_promise_on_a_disk_whose_flushes_lie") {
+        return;
+    }
+    let scratch = Scratch::new("lie");
+    let mut toy = Toy::CarefulCreate;
+    let options = RecordOptions { faults: vec![Fault::LyingFlush], ..options() };
+    let recording =
+        record(&options, &mut toy, &scratch.0.join("r")).unwrap_or_else(|error| panic!("{}", chain(&error)));
+    assert_eq!(recording.epoch_count(), 1, "a flush that lies begins no epoch");
+    let verdict = judge(&recording, &mut toy, "0:none".parse().unwrap()).unwrap();
+    assert!(!verdict.broken.is_empty() && verdict.acknowledged == 6, "{verdict:?}");
+}
+
+/// Loop devices of a process of ours, and mounts of theirs that are seen here.
+fn left_of(process: u32) -> Vec<String> {
+    let mine = format!("baleen-powercut.{process}.");
+    let devices = fs::read_dir("/sys/block").unwrap().filter_map(|entry| {
+        let path = entry.ok()?.path();
+        let backing = fs::read_to_string(path.join("loop/backing_file")).ok()?;
+        backing.contains(&mine).then(|| path.display().to_string())
+    });
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let here = mounts.lines().filter(|line| line.contains("/baleen-powercut/")).map(str::to_owned);
+    devices.chain(here).collect()
+}
+
+#[test]
+fn nothing_of_a_rig_that_is_killed_is_left() {
+    if skipped("nothing_of_a_rig_that_is_killed_is_left") {
+        return;
+    }
+    let scratch = Scratch::new("killed");
+    let path = scratch.0.join("r");
+    record(&options(), &mut Toy::CarefulTree, &path).unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let mut rig = std::process::Command::new(env!("CARGO_BIN_EXE_baleen-powercut"))
+        .args(["replay".as_ref(), path.as_os_str(), "3:all".as_ref()])
+        .args(["--", "sh", "-c", "echo mounted; exec cat"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut word = [0; 8];
+    std::io::Read::read_exact(rig.stdout.as_mut().unwrap(), &mut word).unwrap();
+    assert!(!left_of(rig.id()).is_empty(), "a device is in use while a state is mounted");
+    rig.kill().unwrap();
+    rig.wait().unwrap();
+    // The program that looked ends with its input; the last process in the namespace takes the mounts along.
+    drop(rig.stdin.take());
+    let began = std::time::Instant::now();
+    while !left_of(rig.id()).is_empty() {
+        assert!(began.elapsed() < std::time::Duration::from_secs(20), "{:?}", left_of(rig.id()));
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
