@@ -7,10 +7,11 @@
 
 #![forbid(unsafe_code)]
 
-use std::error::Error;
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::ExitCode;
+
+use baleen_daemon::chain;
 
 mod client;
 mod fsck;
@@ -50,19 +51,4 @@ fn daemon(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         eprintln!("baleen: {}", chain(&error));
         ExitCode::FAILURE
     })
-}
-
-/// An error with all its causes, outermost first; a cause that is told already is not told twice.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let part = error.to_string();
-        if !text.ends_with(&part) {
-            text.push_str(": ");
-            text.push_str(&part);
-        }
-        cause = error.source();
-    }
-    text
 }

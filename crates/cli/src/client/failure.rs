@@ -14,11 +14,8 @@ pub(crate) enum Failure {
     /// The daemon refused.
     #[error("Error response from daemon: {message}")]
     Api { status: u16, message: String },
-    /// Nobody listens there.
-    #[error(
-        "cannot connect to the daemon at {host}: {source}; start one as root with `{program} daemon`, or name another one with -H or DOCKER_HOST",
-        program = super::program()
-    )]
+    /// Nobody listens there, or not to us.
+    #[error("cannot connect to the daemon at {host}: {source}; {}", remedy(source))]
     NoDaemon { host: String, source: io::Error },
     /// The connection broke, or what came is no HTTP.
     #[error("cannot {action}: {source}")]
@@ -38,6 +35,18 @@ pub(crate) enum Failure {
     /// Whoever read our output has gone: nothing to tell.
     #[error("the output was closed")]
     OutputClosed,
+}
+
+/// What helps where a connection was refused.
+fn remedy(source: &io::Error) -> String {
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "become root, or a member of the group that the socket belongs to".to_owned()
+        }
+        _ => {
+            format!("start one as root with `{} daemon`, or name another one with -H or DOCKER_HOST", super::program())
+        }
+    }
 }
 
 impl Failure {
@@ -85,5 +94,36 @@ impl Failure {
             failure @ (Failure::BadFlags { .. } | Failure::BadArguments { .. } | Failure::Coded { .. }) => failure,
             failure => Failure::Coded { code: 125, command: command.to_owned(), source: Box::new(failure) },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_cannot_reach_a_daemon_is_told_what_helps() {
+        let refused = |kind: io::ErrorKind| {
+            Failure::NoDaemon { host: "unix:///run/docker.sock".to_owned(), source: kind.into() }.to_string()
+        };
+        assert!(refused(io::ErrorKind::NotFound).contains("`baleen daemon`"));
+        assert!(refused(io::ErrorKind::ConnectionRefused).contains("`baleen daemon`"));
+        let denied = refused(io::ErrorKind::PermissionDenied);
+        assert!(denied.contains("group") && !denied.contains("baleen daemon"), "{denied}");
+    }
+
+    #[test]
+    fn a_failed_start_has_the_code_that_says_why() {
+        for (message, code) in [
+            ("exec: \"x\": executable file not found in $PATH: unknown", 127),
+            ("stat /x: no such file or directory", 127),
+            ("exec: \"/etc\": permission denied", 126),
+            ("network mine not found", 125),
+        ] {
+            let failure = Failure::Api { status: 400, message: message.to_owned() }.of_start("run");
+            assert_eq!(failure.code(), code, "{message}");
+        }
+        assert_eq!(Failure::refused("no").code(), 1);
+        assert_eq!(Failure::refused("no").before_start("run").code(), 125);
     }
 }

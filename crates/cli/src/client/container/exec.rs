@@ -1,5 +1,7 @@
 //! `exec`.
 
+use std::time::{Duration, Instant};
+
 use serde_json::json;
 
 use super::super::failure::Failure;
@@ -10,6 +12,9 @@ use super::super::terminal::session::{self, End, Streams};
 use super::super::terminal::{self, signals};
 use super::super::{Client, Ending};
 use super::create;
+
+/// How long a program may go on once its output has ended, before the client no longer waits for its exit code.
+const END_TIME: Duration = Duration::from_secs(10);
 
 pub(super) fn exec(client: &Client, parsed: &Parsed) -> Result<Ending, Failure> {
     let (container, command) =
@@ -59,8 +64,15 @@ pub(super) fn exec(client: &Client, parsed: &Parsed) -> Result<Ending, Failure> 
     match session::run(connection, Streams { stdin, stdout: true, stderr: true, tty, keys })? {
         End::Detached => Ok(Ending::SUCCESS),
         End::Closed => {
-            let found = client.document(Request::get(format!("/exec/{id}/json")))?;
-            Ok(Ending::of(found.at(&["ExitCode"]).number()))
+            // Its output can end before its end is known.
+            let asked = Instant::now();
+            loop {
+                let found = client.document(Request::get(format!("/exec/{id}/json")))?;
+                if !found.at(&["Running"]).is_true() || asked.elapsed() > END_TIME {
+                    return Ok(Ending::of(found.at(&["ExitCode"]).number()));
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
         }
     }
 }
