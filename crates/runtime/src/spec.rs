@@ -82,6 +82,8 @@ pub struct ContainerSpec {
     pub oom_score_adj: Option<i32>,
     /// Size of `/dev/shm`; 0 means 64 MiB.
     pub shm_size_bytes: u64,
+    /// Mounts no `/dev/shm` (Docker's IPC mode `none`).
+    pub no_shm: bool,
     /// Namespaced kernel settings only.
     pub sysctls: BTreeMap<String, String>,
     /// The network namespace. `Private` is a new one with only a loopback device (Docker's `none`).
@@ -127,6 +129,7 @@ impl Default for ContainerSpec {
             ulimits: Vec::new(),
             oom_score_adj: None,
             shm_size_bytes: 0,
+            no_shm: false,
             sysctls: BTreeMap::new(),
             network: NamespaceMode::Private,
             pid: NamespaceMode::Private,
@@ -238,6 +241,35 @@ pub struct Resources {
     pub pids_limit: Option<i64>,
     /// 10 to 1000.
     pub blkio_weight: Option<u16>,
+    /// Weights and rates of single block devices.
+    pub blkio_devices: Vec<BlkioDevice>,
+}
+
+/// A bound on one block device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlkioDevice {
+    /// What is bounded.
+    pub kind: BlkioKind,
+    /// The device's path on the host.
+    pub path: String,
+    /// Bytes or operations a second, or the weight.
+    pub value: u64,
+}
+
+/// What a bound on a block device is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BlkioKind {
+    /// Relative weight, 10 to 1000.
+    Weight,
+    /// Bytes read a second.
+    ReadBps,
+    /// Bytes written a second.
+    WriteBps,
+    /// Reads a second.
+    ReadIops,
+    /// Writes a second.
+    WriteIops,
 }
 
 /// One `setrlimit(2)` limit.

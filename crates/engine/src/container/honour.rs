@@ -36,11 +36,6 @@ fn refuse_unbuilt(config: &ContainerConfig, host: &HostConfig) -> Result<(), Eng
         (some(&host.links), "HostConfig.Links"),
         (!host.cgroup.is_empty(), "HostConfig.Cgroup"),
         (host.storage_opt.as_ref().is_some_and(|options| !options.is_empty()), "HostConfig.StorageOpt"),
-        (some(&host.blkio_weight_device), "HostConfig.BlkioWeightDevice"),
-        (some(&host.blkio_device_read_bps), "HostConfig.BlkioDeviceReadBps"),
-        (some(&host.blkio_device_write_bps), "HostConfig.BlkioDeviceWriteBps"),
-        (some(&host.blkio_device_read_iops), "HostConfig.BlkioDeviceReadIOps"),
-        (some(&host.blkio_device_write_iops), "HostConfig.BlkioDeviceWriteIOps"),
         (host.cpu_realtime_period != 0, "HostConfig.CpuRealtimePeriod"),
         (host.cpu_realtime_runtime != 0, "HostConfig.CpuRealtimeRuntime"),
         (some(&host.device_requests), "HostConfig.DeviceRequests"),
@@ -81,6 +76,7 @@ fn check_values(host: &HostConfig) -> Result<(), EngineError> {
             text: format!("error looking up volume plugin {driver}: plugin \"{driver}\" not found"),
         });
     }
+    check_blkio(host)?;
     check_names(host)?;
     check_log(host)?;
     check_modes(host)
@@ -157,7 +153,7 @@ pub(crate) fn parse_size(text: &str) -> Option<u64> {
 fn check_modes(host: &HostConfig) -> Result<(), EngineError> {
     let modes: [(&str, &str, &[&str]); 5] = [
         ("PidMode", &host.pid_mode, &["", "private", "host"]),
-        ("IpcMode", &host.ipc_mode, &["", "private", "shareable", "host"]),
+        ("IpcMode", &host.ipc_mode, &["", "none", "private", "shareable", "host"]),
         ("UTSMode", &host.uts_mode, &["", "private", "host"]),
         ("UsernsMode", &host.userns_mode, &["", "host"]),
         ("CgroupnsMode", &host.cgroupns_mode, &["", "private", "host"]),
@@ -167,10 +163,8 @@ fn check_modes(host: &HostConfig) -> Result<(), EngineError> {
             continue;
         }
         return Err(match value.split_once(':') {
+            Some(("container", donor)) if field == "PidMode" && !donor.is_empty() => continue,
             Some(("container", _)) => EngineError::not_implemented(format!("HostConfig.{field} \"{value}\"")),
-            _ if field == "IpcMode" && value == "none" => {
-                EngineError::not_implemented(format!("HostConfig.{field} \"{value}\""))
-            }
             _ => EngineError::invalid(format!("invalid {field}: {value}")),
         });
     }
@@ -305,6 +299,40 @@ fn check_mount(mount: &Mount) -> Result<(), EngineError> {
     Ok(())
 }
 
+/// Blocks of `BlkioWeightDevice` and its kin: each names a device, and a rate or a weight in its range.
+fn check_blkio(host: &HostConfig) -> Result<(), EngineError> {
+    let lists = [
+        ("Weight", &host.blkio_weight_device),
+        ("Rate", &host.blkio_device_read_bps),
+        ("Rate", &host.blkio_device_write_bps),
+        ("Rate", &host.blkio_device_read_iops),
+        ("Rate", &host.blkio_device_write_iops),
+    ];
+    for (name, list) in lists {
+        if list.as_ref().is_some_and(|list| list.len() > limits::LIST_MAX) {
+            return Err(EngineError::invalid(format!("more than {} block devices are named", limits::LIST_MAX)));
+        }
+        for entry in list.iter().flatten() {
+            let path = field(entry, "Path").and_then(serde_json::Value::as_str).unwrap_or_default();
+            if !path.starts_with('/') {
+                return Err(EngineError::invalid(format!("bad format for path: {path}")));
+            }
+            let value = field(entry, name).and_then(serde_json::Value::as_u64);
+            let fits =
+                value.is_some_and(|value| if name == "Weight" { (10..=1000).contains(&value) } else { value > 0 });
+            if !fits {
+                return Err(EngineError::invalid(format!("invalid {} for device {path}", name.to_lowercase())));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A field of an entry whose keys may be spelt in any case.
+pub(crate) fn field<'a>(entry: &'a serde_json::Value, name: &str) -> Option<&'a serde_json::Value> {
+    entry.as_object()?.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+}
+
 /// A field of a mount's options.
 pub(crate) fn option<'a>(options: &'a Option<serde_json::Value>, key: &str) -> Option<&'a serde_json::Value> {
     options.as_ref()?.as_object()?.get(key)
@@ -399,7 +427,7 @@ mod tests {
             (|request| request.host_config.network_mode = "mynet".to_owned(), "network mode \"mynet\""),
             (|request| request.host_config.init = Some(true), "HostConfig.Init"),
             (|request| request.host_config.links = Some(vec!["a:b".to_owned()]), "HostConfig.Links"),
-            (|request| request.host_config.pid_mode = "container:x".to_owned(), "HostConfig.PidMode \"container:x\""),
+            (|request| request.host_config.ipc_mode = "container:x".to_owned(), "HostConfig.IpcMode \"container:x\""),
             (
                 |request| {
                     request.host_config.log_config = LogConfig { driver: "journald".to_owned(), ..LogConfig::default() }

@@ -8,7 +8,7 @@ const MEMORY_BYTES_MIN: i64 = 6 << 20;
 /// Largest number of a CPU or memory node in a list: ranges beyond would only cost memory (threats A5).
 const CPU_NUMBER_MAX: u32 = 8191;
 /// Most entries of one list of a request.
-const LIST_MAX: usize = 1024;
+pub(crate) const LIST_MAX: usize = 1024;
 
 /// Checks every number of the resources.
 ///

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use baleen_runtime::client::{self, LogConfig};
 use baleen_runtime::protocol::{self, Request, Response};
+use baleen_runtime::spec::{ContainerSpec, NamespaceMode};
 use baleen_runtime::{
     ContainerStatus as ShimStatus, ExitRecord, FailureKind, RuntimeError, Shim, ShimConfig, StartFailure,
 };
@@ -38,6 +39,30 @@ pub(crate) enum Cause {
     Policy(u64),
     /// The engine's opening.
     Boot,
+}
+
+/// The container whose PID namespace another one joins.
+struct Donor {
+    container: Arc<Container>,
+    shim: Shim,
+    pid: i32,
+}
+
+impl Donor {
+    fn gone(container: &Container) -> EngineError {
+        let (id, status) = (container.id(), container.live().state.status.as_str());
+        EngineError::conflict(format!(
+            "cannot join PID namespace of a non running container: container {id} is {status}"
+        ))
+    }
+
+    /// Refuses a donor that has ended meanwhile: its number may have been another process's when it was joined.
+    fn check(&self) -> Result<(), EngineError> {
+        match self.shim.state() {
+            Ok(state) if state.pid == self.pid && state.status != ShimStatus::Stopped => Ok(()),
+            _ => Err(Self::gone(&self.container)),
+        }
+    }
 }
 
 impl Engine {
@@ -119,12 +144,13 @@ impl Engine {
         let etc = EtcFiles::of(&self.config.exec_root, container.id());
         etc.make(stored)?;
         let cgroup_parent = self.config.cgroup_parent.as_deref();
-        let spec = spec::container_spec(stored, &etc, cgroup_parent, spec::Sources::Make)?;
+        let mut spec = spec::container_spec(stored, &etc, cgroup_parent, spec::Sources::Make)?;
+        let donor = self.join_donor(stored, &mut spec)?;
         let root = rootfs::mount(&self.store, &self.config.data_root, stored)?;
         let mut config = ShimConfig::new(run_dir.clone(), root, spec);
         config.program.clone_from(&self.config.shim_binary);
         config.log = container.log_path(&self.config.data_root).map(|path| log_config(stored, &path));
-        let started = self.spawn(container, &config);
+        let started = self.spawn(container, &config, donor.as_ref());
         if started.is_err() {
             // Each failure beside the first cause, which is what the caller hears.
             for cleaned in [
@@ -143,10 +169,27 @@ impl Engine {
         started
     }
 
-    fn spawn(&self, container: &Arc<Container>, config: &ShimConfig) -> Result<Shim, EngineError> {
+    /// Lets a container join the PID namespace of another one, which must run.
+    fn join_donor(&self, stored: &StoredContainer, spec: &mut ContainerSpec) -> Result<Option<Donor>, EngineError> {
+        let Some(name) = stored.host_config.pid_mode.strip_prefix("container:") else { return Ok(None) };
+        let container = self.containers.find(name)?;
+        let shim = container.live().shim.clone();
+        let Some(shim) = shim else { return Err(Donor::gone(&container)) };
+        let pid = shim.pid();
+        spec.pid = NamespaceMode::Path(format!("/proc/{pid}/ns/pid").into());
+        Ok(Some(Donor { container, shim, pid }))
+    }
+
+    fn spawn(
+        &self,
+        container: &Arc<Container>,
+        config: &ShimConfig,
+        donor: Option<&Donor>,
+    ) -> Result<Shim, EngineError> {
         let stored = &container.stored();
         let shim = Shim::spawn(config).map_err(start_error)?;
         let outcome = (|| {
+            donor.map_or(Ok(()), Donor::check)?;
             let [height, width] = stored.host_config.console_size;
             if stored.tty() && height > 0 && width > 0 {
                 let (height, width) = (clamp(height), clamp(width));

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use baleen_runtime::spec::{
-    ContainerSpec, DeviceSpec, MountKind, MountSpec, NamespaceMode, Resources, SeccompProfile, Ulimit, check_target,
+    BlkioDevice, BlkioKind, ContainerSpec, DeviceSpec, MountKind, MountSpec, NamespaceMode, Resources, SeccompProfile,
+    Ulimit, check_target,
 };
 
 use super::files::EtcFiles;
@@ -55,6 +56,7 @@ pub(crate) fn container_spec(
         resources: resources(host),
         ulimits: ulimits(host),
         oom_score_adj: (host.oom_score_adj != 0).then_some(host.oom_score_adj.clamp(-1000, 1000) as i32),
+        no_shm: host.ipc_mode == "none",
         shm_size_bytes: u64::try_from(host.shm_size).unwrap_or(0),
         sysctls: host.sysctls.clone().unwrap_or_default(),
         network: namespace(if config.network_disabled { "none" } else { &host.network_mode }),
@@ -110,6 +112,24 @@ fn devices(host: &HostConfig) -> Vec<DeviceSpec> {
     host.devices.iter().flatten().map(device).collect()
 }
 
+fn blkio_devices(host: &HostConfig) -> Vec<BlkioDevice> {
+    let lists = [
+        (BlkioKind::Weight, "Weight", &host.blkio_weight_device),
+        (BlkioKind::ReadBps, "Rate", &host.blkio_device_read_bps),
+        (BlkioKind::WriteBps, "Rate", &host.blkio_device_write_bps),
+        (BlkioKind::ReadIops, "Rate", &host.blkio_device_read_iops),
+        (BlkioKind::WriteIops, "Rate", &host.blkio_device_write_iops),
+    ];
+    let entries = lists.into_iter().flat_map(|(kind, field, list)| {
+        list.iter().flatten().map(move |entry| BlkioDevice {
+            kind,
+            path: honour::field(entry, "Path").and_then(serde_json::Value::as_str).unwrap_or_default().to_owned(),
+            value: honour::field(entry, field).and_then(serde_json::Value::as_u64).unwrap_or(0),
+        })
+    });
+    entries.collect()
+}
+
 fn ulimits(host: &HostConfig) -> Vec<Ulimit> {
     let ulimit = |limit: &super::Ulimit| Ulimit { name: limit.name.clone(), soft: limit.soft, hard: limit.hard };
     host.ulimits.iter().flatten().map(ulimit).collect()
@@ -147,6 +167,7 @@ fn resources(host: &HostConfig) -> Resources {
         cpuset_mems: host.cpuset_mems.clone(),
         pids_limit: host.pids_limit.filter(|limit| *limit > 0),
         blkio_weight: (host.blkio_weight != 0).then_some(host.blkio_weight),
+        blkio_devices: blkio_devices(host),
     }
 }
 

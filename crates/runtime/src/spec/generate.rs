@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::mounts::mounts;
-use super::{ContainerSpec, DeviceSpec, NamespaceMode, Resources, SeccompProfile, SpecError, capabilities};
+use super::{BlkioKind, ContainerSpec, DeviceSpec, NamespaceMode, Resources, SeccompProfile, SpecError, capabilities};
 use crate::users::{self, ResolvedUser};
 use crate::{cgroup, devices, seccomp};
 
@@ -357,10 +357,39 @@ fn resources(wanted: &Resources, rules: &[devices::Rule]) -> Result<Value, SpecE
     if let Some(limit) = wanted.pids_limit.filter(|&limit| limit > 0) {
         all.insert("pids".to_owned(), json!({ "limit": limit }));
     }
-    if let Some(weight) = wanted.blkio_weight.filter(|&weight| weight > 0) {
-        all.insert("blockIO".to_owned(), json!({ "weight": weight }));
+    let block = block_io(wanted)?;
+    if !block.is_empty() {
+        all.insert("blockIO".to_owned(), Value::Object(block));
     }
     Ok(Value::Object(all))
+}
+
+fn block_io(wanted: &Resources) -> Result<Map<String, Value>, SpecError> {
+    let mut all = Map::new();
+    if let Some(weight) = wanted.blkio_weight.filter(|&weight| weight > 0) {
+        all.insert("weight".to_owned(), json!(weight));
+    }
+    for device in &wanted.blkio_devices {
+        let bad = |reason: String| SpecError::Device { path: device.path.clone(), reason };
+        let found = fs::metadata(&device.path).map_err(|error| bad(error.to_string()))?;
+        if !found.file_type().is_block_device() {
+            return Err(bad("not a block device".to_owned()));
+        }
+        let (major, minor) = (rustix::fs::major(found.rdev()), rustix::fs::minor(found.rdev()));
+        let (list, field) = match device.kind {
+            BlkioKind::Weight => ("weightDevice", "weight"),
+            BlkioKind::ReadBps => ("throttleReadBpsDevice", "rate"),
+            BlkioKind::WriteBps => ("throttleWriteBpsDevice", "rate"),
+            BlkioKind::ReadIops => ("throttleReadIOPSDevice", "rate"),
+            BlkioKind::WriteIops => ("throttleWriteIOPSDevice", "rate"),
+        };
+        let entry = json!({ "major": major, "minor": minor, field: device.value });
+        match all.entry(list).or_insert_with(|| json!([])) {
+            Value::Array(entries) => entries.push(entry),
+            _ => return Err(bad("it is named twice".to_owned())),
+        }
+    }
+    Ok(all)
 }
 
 /// The device nodes to make, and the rules about opening them.

@@ -112,7 +112,9 @@ fn defaults(spec: &ContainerSpec) -> Result<Vec<Value>, SpecError> {
     match spec.ipc {
         NamespaceMode::Private => {
             all.push(of("mqueue", "/dev/mqueue", &["nosuid", "noexec", "nodev"]));
-            all.push(of("tmpfs", "/dev/shm", &["nosuid", "noexec", "nodev", "mode=1777", &shm_size]));
+            if !spec.no_shm {
+                all.push(of("tmpfs", "/dev/shm", &["nosuid", "noexec", "nodev", "mode=1777", &shm_size]));
+            }
         }
         NamespaceMode::Host => {
             for path in ["/dev/mqueue", "/dev/shm"].into_iter().filter(|path| Path::new(path).is_dir()) {
