@@ -161,6 +161,7 @@ fn engine_config(config: &Config) -> EngineConfig {
     let binary = fs::read_link("/proc/self/exe").unwrap_or_else(|_| PathBuf::from("/proc/self/exe"));
     let mut engine = EngineConfig::at(config.data_root.clone(), config.exec_root.clone(), binary);
     engine.cgroup_parent.clone_from(&config.cgroup_parent);
+    engine.network.clone_from(&config.network);
     engine.insecure_registries.clone_from(&config.reloadable.insecure_registries);
     engine.registry_mirrors.clone_from(&config.reloadable.registry_mirrors);
     engine.limits.concurrent_downloads_max = config.reloadable.max_concurrent_downloads;

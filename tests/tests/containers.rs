@@ -387,9 +387,7 @@ fn what_is_not_implemented_is_refused_by_name() -> Result<()> {
     needs_root!("what_is_not_implemented_is_refused_by_name");
     let scratch = Scratch::new("refused")?;
     let daemon = daemon_with_busybox(&scratch)?;
-    for (method, path) in
-        [("POST", "/v1.41/volumes/create"), ("POST", "/v1.41/networks/create"), ("POST", "/v1.41/build")]
-    {
+    for (method, path) in [("POST", "/v1.41/commit"), ("POST", "/v1.41/networks/create"), ("POST", "/v1.41/build")] {
         let answer = daemon.api(method, path, Some(&json!({})), 501)?;
         assert!(
             answer["message"].as_str().is_some_and(|text| text.contains("not implemented yet")),

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use baleen_oci::Platform;
+
+use crate::network::NetworkConfig;
 use baleen_registry::{Clock as RetryClock, MonotonicClock};
 use baleen_snapshotter::Intervals as CheckpointIntervals;
 
@@ -37,6 +39,8 @@ pub struct EngineConfig {
     pub retry_clock: Arc<dyn RetryClock>,
     /// When a layer that comes is made durable on its way.
     pub checkpoint_intervals: CheckpointIntervals,
+    /// How containers are connected.
+    pub network: NetworkConfig,
     /// Numbers.
     pub limits: Limits,
 }
@@ -63,6 +67,7 @@ impl Default for Limits {
 impl EngineConfig {
     /// An engine at these places with defaults for the rest.
     pub fn at(data_root: PathBuf, exec_root: PathBuf, shim_binary: PathBuf) -> Self {
+        let network = NetworkConfig::at(&exec_root);
         Self {
             data_root,
             exec_root,
@@ -75,6 +80,7 @@ impl EngineConfig {
             user_agent: concat!("baleen/", env!("CARGO_PKG_VERSION")).to_owned(),
             retry_clock: Arc::new(MonotonicClock),
             checkpoint_intervals: CheckpointIntervals { spacing: CHECKPOINT_SPACING, ..CheckpointIntervals::default() },
+            network,
             limits: Limits::default(),
         }
     }

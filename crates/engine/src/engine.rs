@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 
+use baleen_network::Bridge;
 use baleen_registry::{Client, ClientConfig, InsecureRegistries};
 use baleen_store::{Store, SystemDisk};
 use tokio::sync::Semaphore;
@@ -35,6 +36,8 @@ pub struct Engine {
     pub(crate) execs: Execs,
     pub(crate) volumes: Volumes,
     ending: AtomicBool,
+    /// `None`: there is no bridge.
+    pub(crate) bridge: Option<Bridge>,
     /// Held by a prune of containers.
     pub(crate) container_prune_turn: Semaphore,
     /// Held by a prune of images.
@@ -68,6 +71,7 @@ impl Engine {
             execs: Execs::default(),
             volumes: Volumes::default(),
             ending: AtomicBool::new(false),
+            bridge: config.network.bridge.clone().map(Bridge::new),
             container_prune_turn: Semaphore::new(1),
             prune_turn: Semaphore::new(1),
             trash_turn: Arc::new(Semaphore::new(1)),

@@ -174,10 +174,10 @@ pub enum EngineError {
         /// The field, value or verb.
         what: String,
     },
-    /// A network that cannot be had yet.
-    #[error("network mode \"{mode}\" is not implemented yet; use --network none or --network host")]
+    /// A network that a user has defined: it cannot be had yet.
+    #[error("network mode \"{mode}\" is not implemented yet; use bridge, host, none or container:NAME")]
     NetworkMode {
-        /// `bridge`, `container:x`, or a network's name.
+        /// Its name.
         mode: String,
     },
     /// Not allowed whatever the credentials.

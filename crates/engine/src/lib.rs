@@ -20,12 +20,14 @@ mod error;
 mod events;
 mod image;
 mod info;
+mod network;
 mod progress;
 mod recovery;
 mod reload;
 mod time;
 mod volume;
 
+pub use baleen_network::{BridgeConfig, Ipv4Net, Ipv6Net};
 pub use baleen_registry::Clock as RetryClock;
 pub use baleen_snapshotter::Intervals as CheckpointIntervals;
 pub use config::{EngineConfig, Limits};
@@ -44,6 +46,7 @@ pub use image::{
     RegistryAuth, RemoveImage,
 };
 pub use info::{DiskUsage, EngineInfo, hostname};
+pub use network::{EndpointView, Network, NetworkConfig, PublishedPort};
 pub use progress::{LayerPhase, Progress, ProgressSender, progress_channel};
 pub use reload::Registries;
 pub use time::Timestamp;

@@ -28,7 +28,7 @@ const REMEMBERED_MAX: usize = 4096;
 const PORTS_MAX: usize = 4096;
 
 /// How the bridge is.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BridgeConfig {
     /// Its link: `baleen0`.
     pub name: String,

@@ -272,6 +272,11 @@ impl ContainerFilters {
             let wanted = if wanted.contains('/') { wanted.to_owned() } else { format!("{wanted}/tcp") };
             exposed.contains_key(&wanted)
         };
+        let published = |wanted: &str| {
+            let (port, protocol) = wanted.split_once('/').unwrap_or((wanted, "tcp"));
+            let ports = container.endpoint.iter().flat_map(|endpoint| &endpoint.ports);
+            ports.into_iter().any(|one| one.protocol == protocol && one.host_port.to_string() == port)
+        };
         found(&self.names, &container.name)
             && found(&self.ids, &container.id)
             && filters.labels_match(Some(&container.config.labels))
@@ -280,7 +285,10 @@ impl ContainerFilters {
                 || (!state.status.is_running()
                     && !state.finished_at.is_zero()
                     && self.exited.contains(&state.exit_code)))
-            && filters.any("network", |value| value == mode)
+            && filters.any("network", |value| {
+                let network = container.network.is_some_and(|(name, id)| value == name || id.starts_with(value));
+                network || value == mode
+            })
             && filters.any("volume", |value| {
                 container.mounts.iter().any(|mount| {
                     mount.name.as_deref() == Some(value) || mount.source == value || mount.destination == value
@@ -291,7 +299,7 @@ impl ContainerFilters {
             && filters.any("isolation", |word| word.is_empty() || word == "default")
             && filters.any("is-task", |word| matches!(word, "0" | "false"))
             && filters.any("expose", port_fits)
-            && filters.values("publish").is_empty()
+            && filters.any("publish", published)
             && self.before.is_none_or(|before| container.created < before)
             && self.since.is_none_or(|since| container.created > since)
             && self.ancestors.as_ref().is_none_or(|ids| ids.contains(&container.image_id))

@@ -14,6 +14,7 @@ mod exec;
 mod filters;
 mod images;
 mod input;
+mod networks;
 mod query;
 mod routes;
 mod system;

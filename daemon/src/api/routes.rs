@@ -1,7 +1,7 @@
 //! Which handler answers which path. Names in paths may hold slashes, so routes are told by what stands before and after.
 
 use crate::api::error::ApiError;
-use crate::api::{Answer, Call, containers, create, excluded, exec, images, system, volumes};
+use crate::api::{Answer, Call, containers, create, excluded, exec, images, networks, system, volumes};
 use crate::http::Method;
 
 use Method::{Delete, Get, Head, Post, Put};
@@ -25,7 +25,7 @@ pub(crate) async fn dispatch(path: &str, call: Call) -> Answer {
             "containers" => container(&path["/containers".len()..], call).await,
             "images" => image(&path["/images".len()..], call).await,
             "exec" => exec(&path["/exec".len()..], call).await,
-            "networks" => network(method, &path["/networks".len()..], &call),
+            "networks" => network(&path["/networks".len()..], call).await,
             "volumes" => volume(&path["/volumes".len()..], call).await,
             "plugins" => excluded::plugins(method, &path["/plugins".len()..]),
             "distribution" if method == Get && path.ends_with("/json") => {
@@ -127,15 +127,16 @@ async fn exec(path: &str, call: Call) -> Answer {
     }
 }
 
-fn network(method: Method, path: &str, call: &Call) -> Answer {
-    match (method, path) {
-        (Get, "" | "/") => system::networks(call),
-        (Post, "/create") => Err(ApiError::not_implemented("network create")),
-        (Post, "/prune") => Ok(system::network_prune()),
-        (Get, path) => system::network(path.trim_start_matches('/'), call),
-        (Delete, path) if path.len() > 1 => Err(system::network_removal(path.trim_start_matches('/'))),
-        (Post, path) if path.ends_with("/connect") => Err(ApiError::not_implemented("network connect")),
-        (Post, path) if path.ends_with("/disconnect") => Err(ApiError::not_implemented("network disconnect")),
+async fn network(path: &str, call: Call) -> Answer {
+    let name = path.strip_prefix('/').filter(|name| !name.is_empty());
+    match (call.head.method, path, name) {
+        (Get, "" | "/", _) => networks::list(&call).await,
+        (Post, "/create", _) => Err(ApiError::not_implemented("network create")),
+        (Post, "/prune", _) => Ok(networks::prune()),
+        (Get, _, Some(name)) => networks::inspect(name, &call).await,
+        (Delete, _, Some(name)) => networks::remove(name, &call).await,
+        (Post, path, Some(_)) if path.ends_with("/connect") => Err(ApiError::not_implemented("network connect")),
+        (Post, path, Some(_)) if path.ends_with("/disconnect") => Err(ApiError::not_implemented("network disconnect")),
         _ => Err(ApiError::page_not_found()),
     }
 }

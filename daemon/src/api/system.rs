@@ -6,7 +6,7 @@ use serde_json::json;
 use super::filters::Filters;
 use super::{Answer, ApiError, Call, Query, SERVER_VERSION, version};
 use crate::http::{Method, Reply, chunks};
-use crate::json::{ContainerListItem, EventLine, ImageListItem, Info, Network, Version, VolumeShape};
+use crate::json::{ContainerListItem, EventLine, ImageListItem, Info, Version, VolumeShape};
 
 /// `/_ping` (Q3).
 pub(crate) fn ping(method: Method) -> Reply {
@@ -107,47 +107,6 @@ pub(crate) async fn disk_usage(call: &Call) -> Answer {
 /// `/build/prune`: `docker system prune` asks for it and stops at an error; there is no cache.
 pub(crate) fn build_prune() -> Reply {
     Reply::whole(200, "application/json", "{\"CachesDeleted\":null,\"SpaceReclaimed\":0}\n")
-}
-
-/// `/networks/prune`: the predefined ones cannot be pruned, and there are no others.
-pub(crate) fn network_prune() -> Reply {
-    Reply::whole(200, "application/json", "{\"NetworksDeleted\":null}\n")
-}
-
-/// `/networks`.
-pub(crate) fn networks(call: &Call) -> Answer {
-    let filters = Filters::parse(call.query.get("filters"))?;
-    filters.check(&["dangling", "driver", "id", "label", "name", "scope", "type"])?;
-    let unused = filters.boolean("dangling")?;
-    let shown = Network::predefined().into_iter().filter(|network| {
-        filters.any("driver", |value| value == network.driver)
-            && filters.any("id", |value| network.id.contains(value))
-            && filters.matches("name", network.name)
-            && filters.any("scope", |value| value == "local")
-            && filters.any("type", |value| value == "builtin")
-            && filters.values("label").is_empty()
-            && unused != Some(true)
-    });
-    super::json(200, &shown.collect::<Vec<_>>())
-}
-
-/// `/networks/{id}`.
-pub(crate) fn network(name: &str, _call: &Call) -> Answer {
-    super::json(200, &find_network(name)?)
-}
-
-/// Why a network cannot be removed.
-pub(crate) fn network_removal(name: &str) -> ApiError {
-    match find_network(name) {
-        Ok(network) => ApiError::new(403, format!("{} is a pre-defined network and cannot be removed", network.name)),
-        Err(error) => error,
-    }
-}
-
-fn find_network(name: &str) -> Result<Network, ApiError> {
-    let mut networks = Network::predefined().into_iter();
-    let found = networks.find(|network| network.name == name || (name.len() >= 12 && network.id.starts_with(name)));
-    found.ok_or_else(|| ApiError::new(404, format!("network {name} not found")))
 }
 
 impl Query {

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::image::graph_driver;
-use super::network;
+use super::network::{network_settings, networks, port_list};
 
 /// An entry of `/containers/json`.
 #[derive(Debug, Serialize)]
@@ -23,7 +23,7 @@ pub(crate) struct ContainerListItem {
     image_id: String,
     command: String,
     created: i64,
-    ports: [(); 0],
+    ports: Vec<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     size_rw: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -41,6 +41,7 @@ impl ContainerListItem {
     pub(crate) fn new(details: ContainerDetails, now: Timestamp) -> ContainerListItem {
         let status = status_text(&details, now);
         let networks = networks(&details);
+        let ports = port_list(&details);
         let words: Vec<&str> = std::iter::once(&details.path).chain(&details.args).map(String::as_str).collect();
         ContainerListItem {
             id: details.id,
@@ -49,7 +50,7 @@ impl ContainerListItem {
             image_id: details.image_id,
             command: words.join(" "),
             created: details.created.seconds,
-            ports: [],
+            ports,
             size_rw: details.size_rw_bytes,
             size_root_fs: details.size_root_fs_bytes,
             labels: details.config.labels,
@@ -193,28 +194,6 @@ impl From<MountPoint> for Mounted {
             propagation: mount.propagation,
         }
     }
-}
-
-/// The one network that `none` and `host` are.
-fn networks(details: &ContainerDetails) -> Value {
-    let mode = details.host_config.network_mode.as_str();
-    let Some(id) = network::predefined_id(mode) else { return json!({}) };
-    json!({ mode: {
-        "IPAMConfig": null, "Links": null, "Aliases": null, "MacAddress": "", "DriverOpts": null, "NetworkID": id,
-        "EndpointID": "", "Gateway": "", "IPAddress": "", "IPPrefixLen": 0, "IPv6Gateway": "", "GlobalIPv6Address": "",
-        "GlobalIPv6PrefixLen": 0, "DNSNames": null,
-    } })
-}
-
-fn network_settings(details: &ContainerDetails) -> Value {
-    let sandbox = if details.state.status.is_running() { details.id.as_str() } else { "" };
-    json!({
-        "Bridge": "", "SandboxID": sandbox, "SandboxKey": "", "Ports": {}, "HairpinMode": false,
-        "LinkLocalIPv6Address": "", "LinkLocalIPv6PrefixLen": 0, "SecondaryIPAddresses": null,
-        "SecondaryIPv6Addresses": null, "EndpointID": "", "Gateway": "", "GlobalIPv6Address": "",
-        "GlobalIPv6PrefixLen": 0, "IPAddress": "", "IPPrefixLen": 0, "IPv6Gateway": "", "MacAddress": "",
-        "Networks": networks(details),
-    })
 }
 
 /// `State.Health`.

@@ -163,7 +163,7 @@ impl Info {
             driver: "overlay2",
             driver_status: engine.driver_status,
             plugins: json!({
-                "Volume": ["local"], "Network": ["host", "null"], "Authorization": null, "Log": ["json-file", "none"],
+                "Volume": ["local"], "Network": ["bridge", "host", "null"], "Authorization": null, "Log": ["json-file", "none"],
             }),
             memory_limit: true,
             swap_limit: true,

@@ -14,6 +14,6 @@ pub(crate) use container::{ContainerInspect, ContainerListItem};
 pub(crate) use event::EventLine;
 pub(crate) use image::{Deletion, History, ImageInspect, ImageListItem};
 pub(crate) use info::{Info, Version};
-pub(crate) use network::Network;
+pub(crate) use network::NetworkShape;
 pub(crate) use progress::{ProgressRenderer, clean, error_line};
 pub(crate) use volume::VolumeShape;

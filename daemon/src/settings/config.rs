@@ -1,6 +1,9 @@
 //! The settings as the daemon uses them, and what of them a reload may change.
 
-use std::path::PathBuf;
+use std::net::{IpAddr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+
+use baleen_engine::{Ipv6Net, NetworkConfig};
 
 use super::flags::Invocation;
 use super::host::Host;
@@ -21,6 +24,7 @@ pub(crate) struct Config {
     pub(crate) exec_root: PathBuf,
     pub(crate) pidfile: Option<PathBuf>,
     pub(crate) cgroup_parent: Option<String>,
+    pub(crate) network: NetworkConfig,
     /// What a SIGHUP may change.
     pub(crate) reloadable: Reloadable,
     /// What was accepted and does nothing.
@@ -98,6 +102,7 @@ impl Reading<'_> {
                 None => self.absolute("exec-root", exec_root)?.join("baleen.pid"),
             }),
             cgroup_parent: self.text("cgroup-parent").map(str::to_owned),
+            network: self.network(&self.absolute("exec-root", exec_root)?)?,
             reloadable: self.reloadable()?,
             warnings,
         };
@@ -150,6 +155,70 @@ impl Reading<'_> {
             shutdown_timeout: self.number("shutdown-timeout", 15, -1, 86_400)?,
             live_restore: self.flag("live-restore", true),
         })
+    }
+
+    fn network(&self, exec_root: &Path) -> Result<NetworkConfig, SettingsError> {
+        let mut network = NetworkConfig::at(exec_root);
+        let address =
+            |key: &str, text: &str| text.parse::<IpAddr>().map_err(|_| invalid(key, text, "expected an IP address"));
+        network.dns = self.list("dns");
+        for server in &network.dns {
+            address("dns", server)?;
+        }
+        network.dns_search = self.list("dns-search");
+        network.dns_options = self.list("dns-opts");
+        network.host_gateway = self.text("host-gateway-ip").map(|text| address("host-gateway-ip", text)).transpose()?;
+        let Some(bridge) = &mut network.bridge else { return Ok(network) };
+        match self.text("bridge") {
+            Some("none") => network.bridge = None,
+            Some(name) if name.len() > 15 || name.contains(['/', ' ', ':']) || name.starts_with('.') => {
+                return Err(invalid("bridge", name, "expected the name of a link: at most 15 bytes"));
+            }
+            name => {
+                if let Some(name) = name {
+                    name.clone_into(&mut bridge.name);
+                }
+                let subnet = |text: &str| {
+                    text.parse().map_err(|_| invalid("bip", text, "expected ADDRESS/PREFIX, such as 172.20.0.1/16"))
+                };
+                bridge.address = self.text("bip").map(subnet).transpose()?;
+                bridge.address6 = self.ipv6_address()?;
+                bridge.mtu = self.number("mtu", 1500, 0, 65_535)?;
+                if bridge.mtu == 0 {
+                    bridge.mtu = 1500;
+                }
+                bridge.between_containers = self.flag("icc", true);
+                bridge.masquerade = self.flag("ip-masq", true);
+                bridge.firewall = self.flag("iptables", true);
+                bridge.forwarding = self.flag("ip-forward", true);
+                bridge.default_host_address = match self.text("ip") {
+                    None | Some("0.0.0.0") => None,
+                    Some(text) => Some(address("ip", text)?),
+                };
+            }
+        }
+        Ok(network)
+    }
+
+    /// The bridge's own IPv6 address, where there is to be one: `bip6`, else the first of `fixed-cidr-v6`.
+    fn ipv6_address(&self) -> Result<Option<Ipv6Net>, SettingsError> {
+        if !self.flag("ipv6", false) {
+            return Ok(None);
+        }
+        let read = |key: &str, text: &str| {
+            text.parse::<Ipv6Net>().map_err(|_| {
+                invalid(key, text, "expected ADDRESS/PREFIX with a prefix of 48 to 104, such as fd00:1::/64")
+            })
+        };
+        match (self.text("bip6"), self.text("fixed-cidr-v6")) {
+            (Some(own), _) => read("bip6", own).map(Some),
+            (None, Some(subnet)) => {
+                let subnet = read("fixed-cidr-v6", subnet)?;
+                let first = Ipv6Addr::from_bits(subnet.address.to_bits() | 1);
+                Ok(Some(Ipv6Net { address: first, ..subnet }))
+            }
+            (None, None) => Err(invalid("ipv6", "true", "it needs fixed-cidr-v6 (or bip6) beside it")),
+        }
     }
 
     fn hosts(&self) -> Result<Vec<Host>, SettingsError> {
@@ -272,7 +341,29 @@ mod tests {
         assert_eq!(config.reloadable.insecure_registries, ["r:5000", "10.0.0.0/8"]);
         assert_eq!(config.reloadable.labels, ["a=b"]);
         assert!(config.reloadable.debug && !config.reloadable.live_restore);
-        assert!(config.warnings.iter().any(|warning| warning.contains("bip")));
+        assert_eq!(config.network.bridge.and_then(|bridge| bridge.address), "10.9.0.1/24".parse().ok());
+    }
+
+    #[test]
+    fn the_bridge_is_as_it_was_asked_for_or_is_refused() {
+        let text = r#"{"bridge":"br7","mtu":1400,"icc":false,"ip-masq":false,"ip":"127.0.0.1","ipv6":true,"fixed-cidr-v6":"fd00:1::/64","dns":["10.0.0.1"]}"#;
+        let network = load(&[], text).expect("all known").network;
+        let bridge = network.bridge.expect("it is not switched off");
+        assert_eq!((bridge.name.as_str(), bridge.mtu, bridge.between_containers), ("br7", 1400, false));
+        assert_eq!(bridge.address6.map(|net| net.to_string()).as_deref(), Some("fd00:1::1/64"));
+        assert_eq!((bridge.masquerade, bridge.firewall, bridge.forwarding), (false, true, true));
+        assert_eq!((network.dns, bridge.default_host_address), (vec!["10.0.0.1".to_owned()], "127.0.0.1".parse().ok()));
+        assert_eq!(load(&["--bridge=none"], "{}").expect("all known").network.bridge, None);
+        for bad in [
+            r#"{"bip":"10.9.0.1"}"#,
+            r#"{"ipv6":true}"#,
+            r#"{"dns":["x"]}"#,
+            r#"{"bridge":"a/b"}"#,
+            r#"{"fixed-cidr":"10.0.0.0/8"}"#,
+            r#"{"mtu":-1}"#,
+        ] {
+            assert!(load(&[], bad).is_err(), "{bad}");
+        }
     }
 
     #[test]
@@ -307,7 +398,7 @@ mod tests {
             (r#"{"log-driver":"journald"}"#, "log-driver"),
             (r#"{"log-opts":{"max-size":"1m"}}"#, "log-opts"),
             (r#"{"default-ulimits":{"nofile":{"Name":"nofile","Hard":1,"Soft":1}}}"#, "default-ulimits"),
-            (r#"{"dns":["1.1.1.1"]}"#, "dns"),
+            (r#"{"allow-direct-routing":true}"#, "allow-direct-routing"),
             (r#"{"seccomp-profile":"unconfined"}"#, "seccomp-profile"),
         ] {
             let error = load(&[], json).expect_err(json);
@@ -318,7 +409,7 @@ mod tests {
         }
         let harmless = r#"{"userns-remap":"","selinux-enabled":false,"log-driver":"json-file","log-opts":{},"features":{"buildkit":true},"containerd":"/x","iptables":false}"#;
         let config = load(&[], harmless).expect("each says what is done anyway");
-        assert_eq!(config.warnings.len(), 3, "{:?}", config.warnings);
+        assert_eq!(config.warnings.len(), 2, "{:?}", config.warnings);
     }
 
     #[test]

@@ -28,8 +28,6 @@ pub(super) enum Fate {
     Only(&'static [&'static str]),
     /// It has no effect here and never will: a warning.
     NoEffect,
-    /// It has no effect before bridge networks exist: a warning.
-    Networks,
     /// Refused with this text.
     Excluded(&'static str),
 }
@@ -54,7 +52,7 @@ const fn flag(key: &'static str, flag: &'static str, short: Option<char>, form: 
     Row { key, flag: Some(flag), short, form, fate }
 }
 
-use Fate::{Excluded, Honoured, Networks, NoEffect, Only};
+use Fate::{Excluded, Honoured, NoEffect, Only};
 use Form::{Any, Bool, List, Map, Number, Text};
 
 const NO: Fate = Only(&["false"]);
@@ -116,33 +114,33 @@ pub(super) const ROWS: &[Row] = &[
     row("userns-remap", Text, NONE),
     row("oom-score-adjust", Number, ZERO),
     // Networks.
-    flag("bridge", "bridge", Some('b'), Text, Networks),
-    row("bip", Text, Networks),
-    row("bip6", Text, Networks),
-    row("fixed-cidr", Text, Networks),
-    row("fixed-cidr-v6", Text, Networks),
-    row("default-gateway", Text, Networks),
-    row("default-gateway-v6", Text, Networks),
-    row("ipv6", Bool, Networks),
-    row("mtu", Number, Networks),
-    row("icc", Bool, Networks),
-    row("ip", Text, Networks),
-    row("ip-forward", Bool, Networks),
-    row("ip-forward-no-drop", Bool, Networks),
-    row("ip-masq", Bool, Networks),
-    row("iptables", Bool, Networks),
-    row("ip6tables", Bool, Networks),
-    row("userland-proxy", Bool, Networks),
-    row("userland-proxy-path", Text, Networks),
-    flag("default-address-pools", "default-address-pool", None, Any, Networks),
-    flag("default-network-opts", "default-network-opt", None, Any, Networks),
-    row("allow-direct-routing", Bool, Networks),
-    row("firewall-backend", Text, Networks),
-    row("dns", List, Only(&[])),
-    flag("dns-opts", "dns-opt", None, List, Only(&[])),
-    row("dns-search", List, Only(&[])),
-    row("host-gateway-ip", Text, Networks),
-    flag("host-gateway-ips", "host-gateway-ips", None, List, Networks),
+    flag("bridge", "bridge", Some('b'), Text, Honoured),
+    row("bip", Text, Honoured),
+    row("bip6", Text, Honoured),
+    row("fixed-cidr", Text, NONE),
+    row("fixed-cidr-v6", Text, Honoured),
+    row("default-gateway", Text, NONE),
+    row("default-gateway-v6", Text, NONE),
+    row("ipv6", Bool, Honoured),
+    row("mtu", Number, Honoured),
+    row("icc", Bool, Honoured),
+    row("ip", Text, Honoured),
+    row("ip-forward", Bool, Honoured),
+    row("ip-forward-no-drop", Bool, NO),
+    row("ip-masq", Bool, Honoured),
+    row("iptables", Bool, Honoured),
+    row("ip6tables", Bool, Only(&["true"])),
+    row("userland-proxy", Bool, NoEffect),
+    row("userland-proxy-path", Text, NoEffect),
+    flag("default-address-pools", "default-address-pool", None, Any, NoEffect),
+    flag("default-network-opts", "default-network-opt", None, Any, NoEffect),
+    row("allow-direct-routing", Bool, NO),
+    row("firewall-backend", Text, Only(&["iptables", ""])),
+    row("dns", List, Honoured),
+    flag("dns-opts", "dns-opt", None, List, Honoured),
+    row("dns-search", List, Honoured),
+    row("host-gateway-ip", Text, Honoured),
+    flag("host-gateway-ips", "host-gateway-ips", None, List, NoEffect),
     // The daemon as seen by clients.
     flag("labels", "label", None, List, Honoured),
     row("experimental", Bool, NO),
@@ -230,7 +228,6 @@ impl Row {
         match self.fate {
             Honoured => Ok(None),
             NoEffect => Ok(Some(format!("setting {} has no effect in this engine", self.key))),
-            Networks => Ok(Some(format!("setting {} has no effect before bridge networks are implemented", self.key))),
             Excluded(_) if values.iter().all(String::is_empty) => Ok(None),
             Excluded(text) => Err(SettingsError::Excluded { text: text.to_owned() }),
             Only(accepted) => {

@@ -119,7 +119,6 @@ fn every_refusal_has_one_form_and_names_what_is_missing() {
         ("DELETE", "/networks/host", 403, "host is a pre-defined network and cannot be removed"),
         ("POST", "/networks/create", 501, "network create is not implemented yet"),
         ("GET", "/volumes/x", 404, "get x: no such volume"),
-        ("POST", "/volumes/create", 501, "volume create is not implemented yet"),
         ("GET", "/events?since=2&until=1", 400, "`since` time (2) cannot be after `until` time (1)"),
         ("GET", "/%zz", 400, "malformed path"),
     ] {

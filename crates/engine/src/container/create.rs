@@ -46,13 +46,22 @@ impl Engine {
         let image_config = image::config(&self.store, &image.id)?;
         warnings.extend(self.check_platform(&request, &image_config.platform())?);
 
-        let CreateRequest { mut config, host_config, .. } = request;
+        let CreateRequest { mut config, mut host_config, .. } = request;
         let run_config = image_config.run_config();
         merge::merge(&mut config, run_config)?;
         if !config.stop_signal.is_empty() {
             signal::parse(&config.stop_signal)?;
         }
         let id = name::new_id()?;
+        // One that does not exist is an error of the start, as in Docker: 404 here would mean the image.
+        if let Some(other) = host_config.network_mode.strip_prefix("container:")
+            && let Ok(other) = self.containers.find(other)
+        {
+            // By its ID from now on: a name may change hands. The names inside are the other's.
+            config.hostname.clone_from(&other.stored().config.hostname);
+            config.domainname.clone_from(&other.stored().config.domainname);
+            host_config.network_mode = format!("container:{}", other.id());
+        }
         if config.hostname.is_empty() {
             config.hostname = match host_config.network_mode.as_str() {
                 "host" => crate::info::hostname(),

@@ -1,9 +1,10 @@
 //! Which fields of a request are honoured. What is not is refused by name, never ignored (issue: "a clear refusal is no stub").
 
-use super::config::{ContainerConfig, CreateRequest};
+use super::config::CreateRequest;
 use super::host_config::{HostConfig, Mount};
 use super::{health, limits, restart};
 use crate::error::EngineError;
+use crate::network;
 use crate::volume::parse_bind;
 
 /// Log drivers of Docker's that exist but are not built yet.
@@ -14,25 +15,25 @@ const LOG_DRIVERS_LATER: [&str; 3] = ["local", "journald", "syslog"];
 /// # Errors
 /// `NotImplemented` with the field's name; `InvalidParameter` or `NotFound` in Docker's words.
 pub(crate) fn check(request: &mut CreateRequest) -> Result<Vec<String>, EngineError> {
-    refuse_unbuilt(&request.config, &request.host_config)?;
+    refuse_unbuilt(&request.host_config)?;
     if [&request.config.hostname, &request.config.domainname].iter().any(|name| has_blanks(name)) {
         return Err(EngineError::invalid(format!("invalid hostname format: {:?}", request.config.hostname)));
     }
     request.config.healthcheck.as_ref().map_or(Ok(()), health::check)?;
     check_values(&request.host_config)?;
-    check_network(request)?;
+    network::check(request)?;
+    network::check_ports(&request.config, &request.host_config)?;
     check_mounts(&request.host_config)?;
     let warnings = warnings(&request.host_config);
     fill_defaults(&mut request.host_config);
     Ok(warnings)
 }
 
-fn refuse_unbuilt(config: &ContainerConfig, host: &HostConfig) -> Result<(), EngineError> {
+fn refuse_unbuilt(host: &HostConfig) -> Result<(), EngineError> {
     fn some<T>(list: &Option<Vec<T>>) -> bool {
         list.as_ref().is_some_and(|list| !list.is_empty())
     }
     let unbuilt = [
-        (!config.mac_address.is_empty(), "MacAddress"),
         (some(&host.links), "HostConfig.Links"),
         (!host.cgroup.is_empty(), "HostConfig.Cgroup"),
         (host.storage_opt.as_ref().is_some_and(|options| !options.is_empty()), "HostConfig.StorageOpt"),
@@ -40,10 +41,6 @@ fn refuse_unbuilt(config: &ContainerConfig, host: &HostConfig) -> Result<(), Eng
         (host.cpu_realtime_runtime != 0, "HostConfig.CpuRealtimeRuntime"),
         (some(&host.device_requests), "HostConfig.DeviceRequests"),
         (host.init == Some(true), "HostConfig.Init"),
-        (
-            host.extra_hosts.iter().flatten().any(|entry| entry.ends_with("host-gateway")),
-            "HostConfig.ExtraHosts with host-gateway",
-        ),
     ];
     match unbuilt.iter().find(|(asked_for, _)| *asked_for) {
         Some((_, field)) => Err(EngineError::not_implemented(*field)),
@@ -87,7 +84,9 @@ fn check_names(host: &HostConfig) -> Result<(), EngineError> {
     for entry in host.extra_hosts.iter().flatten() {
         let parts = entry.split_once([':', '=']);
         let address = parts.map(|(_, address)| address.trim_matches(['[', ']']));
-        if address.is_none_or(|address| address.parse::<std::net::IpAddr>().is_err()) || has_blanks(entry) {
+        if address.is_none_or(|address| address != "host-gateway" && address.parse::<std::net::IpAddr>().is_err())
+            || has_blanks(entry)
+        {
             return Err(EngineError::invalid(format!("invalid IP address in add-host: \"{entry}\"")));
         }
     }
@@ -196,29 +195,6 @@ pub(crate) fn security_option(option: &str) -> Result<SecurityOption, EngineErro
         ("apparmor" | "label", _) => Err(EngineError::not_implemented(format!("security option \"{option}\""))),
         _ => Err(EngineError::invalid(format!("invalid --security-opt 2: \"{option}\""))),
     }
-}
-
-fn check_network(request: &CreateRequest) -> Result<(), EngineError> {
-    let mode = request.host_config.network_mode.as_str();
-    let mode = if request.config.network_disabled { "none" } else { mode };
-    match mode {
-        "none" | "host" => {}
-        _ => {
-            let mode = if matches!(mode, "" | "default") { "bridge" } else { mode };
-            return Err(EngineError::NetworkMode { mode: mode.to_owned() });
-        }
-    }
-    for (network, settings) in &request.endpoints {
-        let is_empty = settings.as_object().is_some_and(|fields| fields.values().all(is_default)) || settings.is_null();
-        if network != mode || !is_empty {
-            return Err(EngineError::not_implemented(format!("NetworkingConfig.EndpointsConfig \"{network}\"")));
-        }
-    }
-    let host = &request.host_config;
-    if mode == "host" && !request.config.hostname.is_empty() && host.uts_mode == "host" {
-        return Err(EngineError::invalid("conflicting options: hostname and the UTS mode"));
-    }
-    Ok(())
 }
 
 pub(crate) fn is_default(value: &serde_json::Value) -> bool {
@@ -359,8 +335,8 @@ pub(crate) fn clean_target(target: &str) -> Result<String, EngineError> {
 
 fn warnings(host: &HostConfig) -> Vec<String> {
     let mut warnings = Vec::new();
-    if !host.port_bindings.is_empty() || host.publish_all_ports {
-        let mode = &host.network_mode;
+    let mode = &host.network_mode;
+    if (!host.port_bindings.is_empty() || host.publish_all_ports) && matches!(mode.as_str(), "host" | "none") {
         warnings.push(format!("Published ports are discarded when using {mode} network mode"));
     }
     if host.kernel_memory != 0 || host.kernel_memory_tcp != 0 {
@@ -422,8 +398,7 @@ mod tests {
     #[test]
     fn what_is_not_built_is_refused_by_its_name() {
         type Change = fn(&mut CreateRequest);
-        let cases: [(Change, &str); 6] = [
-            (|request| request.host_config.network_mode.clear(), "network mode \"bridge\""),
+        let cases: [(Change, &str); 5] = [
             (|request| request.host_config.network_mode = "mynet".to_owned(), "network mode \"mynet\""),
             (|request| request.host_config.init = Some(true), "HostConfig.Init"),
             (|request| request.host_config.links = Some(vec!["a:b".to_owned()]), "HostConfig.Links"),

@@ -15,6 +15,7 @@ use super::view::ContainerDetails;
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::image;
+use crate::network::network_of;
 
 /// How deep a container's tree is measured; deeper directories do not count.
 const DEPTH_MAX: usize = 256;
@@ -49,7 +50,7 @@ impl Engine {
             let live = container.live();
             (live.name.clone(), live.state.clone(), live.restarts.count, live.health.clone())
         };
-        let etc = EtcFiles::of(&self.config.exec_root, container.id());
+        let etc = EtcFiles::of(&self.config.exec_root, &self.names_owner(stored));
         let size_rw_bytes = sizes.then(|| self.upper_bytes(container));
         ContainerDetails {
             id: stored.id.clone(),
@@ -68,6 +69,8 @@ impl Engine {
             host_config: stored.host_config.clone(),
             graph_driver: rootfs::graph_driver(&self.store, &self.config.data_root, stored),
             mounts: stored.mounts.clone(),
+            network: network_of(stored),
+            endpoint: self.endpoint_of(container.id()),
             hosts_path: etc.hosts(),
             hostname_path: etc.hostname(),
             resolv_conf_path: etc.resolv_conf(),

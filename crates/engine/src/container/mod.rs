@@ -32,6 +32,7 @@ pub(crate) use exec::Execs;
 pub(crate) use honour::{clean_target, is_default, option};
 pub(crate) use inspect::tree_bytes_at;
 pub(crate) use name::random;
+pub(crate) use stored::StoredContainer;
 pub(crate) use table::{Container, Containers};
 
 pub use change::UpdateRequest;

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use baleen_network::Endpoint;
 use baleen_runtime::client::{self, LogConfig};
 use baleen_runtime::protocol::{self, Request, Response};
 use baleen_runtime::spec::{ContainerSpec, NamespaceMode};
@@ -102,6 +103,7 @@ impl Engine {
         let started = self.door.enter("start a container", move || engine.run(&starting)).await;
         match started {
             Ok(shim) => {
+                self.network_event(container, "connect");
                 self.mount_events(container, "mount");
                 self.container_event(container, "start", &[]);
                 self.watch(container, shim);
@@ -141,20 +143,41 @@ impl Engine {
         let run_dir = container.run_dir(&self.config.exec_root);
         // What the last run has left: its exit record, and whatever a killed shim could not clean up.
         client::clean_up(&run_dir).map_err(|error| runtime_error("clean up after the last run", error))?;
-        let etc = EtcFiles::of(&self.config.exec_root, container.id());
-        etc.make(stored)?;
+        let endpoint = self.reserve_network(stored)?;
+        let started = self.run_reserved(container, endpoint.as_ref(), &run_dir);
+        if started.is_err()
+            && let Err(error) = self.release_network(container.id())
+        {
+            let error = error.chain();
+            tracing::warn!(container = container.id(), error, "a failed start left something of its network behind");
+        }
+        started
+    }
+
+    fn run_reserved(
+        &self,
+        container: &Arc<Container>,
+        endpoint: Option<&Endpoint>,
+        run_dir: &Path,
+    ) -> Result<Shim, EngineError> {
+        let stored = &container.stored();
+        let etc = EtcFiles::of(&self.config.exec_root, &self.names_owner(stored));
+        if etc.is_of(container.id()) {
+            etc.make(stored, &self.names(endpoint))?;
+        }
         let cgroup_parent = self.config.cgroup_parent.as_deref();
         let mut spec = spec::container_spec(stored, &etc, cgroup_parent, spec::Sources::Make)?;
+        spec.network = self.network_namespace(stored)?;
         let donor = self.join_donor(stored, &mut spec)?;
         let root = rootfs::mount(&self.store, &self.config.data_root, stored)?;
-        let mut config = ShimConfig::new(run_dir.clone(), root, spec);
+        let mut config = ShimConfig::new(run_dir.to_owned(), root, spec);
         config.program.clone_from(&self.config.shim_binary);
         config.log = container.log_path(&self.config.data_root).map(|path| log_config(stored, &path));
         let started = self.spawn(container, &config, donor.as_ref());
         if started.is_err() {
             // Each failure beside the first cause, which is what the caller hears.
             for cleaned in [
-                client::clean_up(&run_dir).map_err(|error| runtime_error("clean up after a failed start", error)),
+                client::clean_up(run_dir).map_err(|error| runtime_error("clean up after a failed start", error)),
                 rootfs::unmount(&self.store, container.id()),
             ] {
                 if let Err(error) = cleaned {
@@ -195,6 +218,7 @@ impl Engine {
                 let (height, width) = (clamp(height), clamp(width));
                 shim.resize(height, width).map_err(|error| runtime_error("set the size of the terminal", error))?;
             }
+            self.connect_network(stored, &shim)?;
             // Attached before the program runs, so that no byte is lost.
             let attaching = std::mem::take(&mut container.live().attaching);
             for Attaching { options, stream } in attaching {
@@ -287,7 +311,9 @@ impl Engine {
                     client::clean_up(&ending.run_dir(&engine.config.exec_root))
                         .map_err(|error| runtime_error("clean up after a killed shim", error))?;
                 }
-                rootfs::unmount(&engine.store, ending.id())
+                // Each is tried; the first failure is told.
+                let released = engine.release_network(ending.id());
+                rootfs::unmount(&engine.store, ending.id()).and(released)
             })
             .await;
         if let Err(error) = cleaned {
@@ -312,6 +338,7 @@ impl Engine {
         }
         let extra = [("exitCode", exit_code.to_string()), ("execDuration", seconds.to_string())];
         self.container_event(container, "die", &extra);
+        self.network_event(container, "disconnect");
         self.mount_events(container, "unmount");
         let waits = self.plan_restart(container, lasted);
         container.wake(if waits { Wake::RunEnded } else { Wake::Stopped });
@@ -379,6 +406,8 @@ impl Engine {
             }
             found.push((container, shim));
         }
+        let alive = found.iter().filter(|(_, shim)| shim.is_some()).map(|(container, _)| container.id().to_owned());
+        self.restore_network(&alive.collect());
         self.clean_exec_root();
         found
     }

@@ -59,6 +59,7 @@ pub(crate) fn container_spec(
         no_shm: host.ipc_mode == "none",
         shm_size_bytes: u64::try_from(host.shm_size).unwrap_or(0),
         sysctls: host.sysctls.clone().unwrap_or_default(),
+        // What it joins, if it joins another's, is known only when it starts.
         network: namespace(if config.network_disabled { "none" } else { &host.network_mode }),
         pid: namespace(&host.pid_mode),
         ipc: namespace(&host.ipc_mode),

@@ -8,6 +8,7 @@ use super::config::ContainerConfig;
 use super::health::Health;
 use super::host_config::HostConfig;
 use crate::image::GraphDriver;
+use crate::network::EndpointView;
 use crate::time::Timestamp;
 
 /// Everything that inspect tells of a container; list shows a part of it.
@@ -45,6 +46,10 @@ pub struct ContainerDetails {
     pub graph_driver: GraphDriver,
     /// Binds, volumes and tmpfs.
     pub mounts: Vec<MountPoint>,
+    /// Name and ID of its network; `None` where it shares another container's.
+    pub network: Option<(&'static str, &'static str)>,
+    /// Its place on the bridge while it runs.
+    pub endpoint: Option<EndpointView>,
     /// `hosts` as mounted inside.
     pub hosts_path: PathBuf,
     /// `hostname` as mounted inside.

@@ -174,7 +174,8 @@ fn volumes_from(containers: &Containers, entry: &str) -> Result<Vec<Planned>, En
             _ => return Err(EngineError::invalid(format!("invalid mode for volumes-from: {mode}"))),
         }
     }
-    let other = containers.find(name)?;
+    // Not as 404, which at a create means the image: clients would pull it.
+    let other = containers.find(name).map_err(|error| EngineError::invalid(error.to_string()))?;
     let stored = other.stored();
     let points = stored.mounts.iter().filter(|point| matches!(point.kind.as_str(), "bind" | "volume"));
     let take = |point: &MountPoint| {

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::Command;
 use std::sync::atomic::Ordering;
@@ -117,6 +117,27 @@ fn ask(address: &str) -> Result<String, std::io::Error> {
     Ok(text)
 }
 
+/// Answers each datagram with its sender's address.
+fn echo(namespace: &OwnedFd, address: &str) {
+    let socket = inside(namespace, || UdpSocket::bind(address).unwrap());
+    std::thread::spawn(move || {
+        let mut bytes = [0; 16];
+        while let Ok((_, peer)) = socket.recv_from(&mut bytes) {
+            let _ = socket.send_to(peer.ip().to_string().as_bytes(), peer);
+        }
+    });
+}
+
+fn send(from: &str, to: &str) -> String {
+    let socket = UdpSocket::bind(from).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    socket.connect(to).unwrap();
+    socket.send(b"who am I").unwrap();
+    let mut bytes = [0; 64];
+    let count = socket.recv(&mut bytes).unwrap();
+    String::from_utf8_lossy(&bytes[..count]).into_owned()
+}
+
 /// Joins this namespace and a new one, which is another host of the same segment: 10.77.0.1 here, 10.77.0.2 there.
 fn neighbour() -> OwnedFd {
     let there = container_namespace();
@@ -163,6 +184,16 @@ fn containers_reach_the_world_and_are_reached_where_their_ports_are_published() 
         assert_eq!(ask("127.0.0.1:8080").unwrap(), "172.17.0.1");
         assert_eq!(ask("127.0.0.1:8081").unwrap(), "172.17.0.1");
         assert_eq!(ask("172.17.0.2:80").unwrap(), "172.17.0.1");
+        // Datagrams, from the neighbour and from loopback.
+        let mut both = publish("", "8082", 80);
+        both.ports.push(PortRequest::new((53, Protocol::Udp), "", "5353").unwrap());
+        let three = container_namespace();
+        bridge.reserve(&id('3'), &both).unwrap();
+        bridge.connect(&id('3'), three.as_fd()).unwrap();
+        echo(&three, "0.0.0.0:53");
+        assert_eq!(inside(&neighbour, || send("0.0.0.0:0", "10.77.0.1:5353")), "10.77.0.2");
+        assert_eq!(send("127.0.0.1:0", "127.0.0.1:5353"), "172.17.0.1");
+        bridge.disconnect(&id('3')).unwrap();
         // From the neighbour: its own address is seen (N6); what is on loopback or not published is closed (N4).
         assert_eq!(inside(&neighbour, || ask("10.77.0.1:8080")).unwrap(), "10.77.0.2");
         assert!(inside(&neighbour, || ask("10.77.0.1:8081")).is_err(), "a port of loopback is open to the segment");
