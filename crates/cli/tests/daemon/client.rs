@@ -27,7 +27,7 @@ impl Setting {
         let scratch = Scratch::new();
         let archive = image::archive(test, &scratch, &["bb:1", "bb:latest"])?;
         let daemon = Daemon::start(&scratch, "a", |command| {
-            command.args(["--cgroup-parent", "/baleen-cli-test"]);
+            command.args(["--cgroup-parent", &format!("/{}", cgroup(&scratch))]);
         });
         let setting = Setting { daemon, scratch };
         let loaded = setting.baleen(&["load", "-i", &archive.display().to_string()]);
@@ -41,6 +41,12 @@ impl Setting {
     }
 }
 
+/// The cgroup for a test's containers, named as its folder is.
+fn cgroup(scratch: &Scratch) -> String {
+    let folder = scratch.path("");
+    folder.file_name().expect("it has a name").to_string_lossy().into_owned()
+}
+
 impl Drop for Setting {
     fn drop(&mut self) {
         // Containers outlive their daemon; these must not outlive their test.
@@ -48,6 +54,11 @@ impl Drop for Setting {
         let ids: Vec<&str> = ids.lines().collect();
         if !ids.is_empty() {
             self.baleen(&[&["rm", "-f"], ids.as_slice()].concat());
+        }
+        // Version 1 has a tree for each controller, version 2 has one.
+        let trees = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
+        for tree in trees.chain(["/sys/fs/cgroup".into()]) {
+            let _ = fs::remove_dir(tree.join(cgroup(&self.scratch)));
         }
     }
 }
