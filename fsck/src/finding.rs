@@ -45,8 +45,6 @@ pub enum Code {
     ContainerWithoutImage,
     /// The second copy of the facts cannot be read.
     SecondCopyDamaged,
-    /// The second copy has seen records that the log no longer has.
-    SecondCopyAhead,
     /// A blob is not what its digest says.
     BlobContent,
     /// A blob has another mode or owner.
@@ -103,7 +101,7 @@ pub enum Severity {
 
 impl Code {
     /// All codes, in the order of the table.
-    pub const ALL: [Code; 39] = [
+    pub const ALL: [Code; 38] = [
         Code::FormatMissing,
         Code::FormatDamaged,
         Code::LogDamaged,
@@ -121,7 +119,6 @@ impl Code {
         Code::ImageIncomplete,
         Code::ContainerWithoutImage,
         Code::SecondCopyDamaged,
-        Code::SecondCopyAhead,
         Code::BlobContent,
         Code::BlobAttributes,
         Code::RecipeDamaged,
@@ -189,9 +186,6 @@ impl Code {
             Code::ImageIncomplete => ("image-incomplete", Damage, "pull the image again"),
             Code::ContainerWithoutImage => ("container-without-image", Damage, "pull the image again"),
             Code::SecondCopyDamaged => ("second-copy-damaged", Note, "the daemon writes it anew"),
-            Code::SecondCopyAhead => {
-                ("second-copy-ahead", Damage, "the log has lost records; --repair adds what the second copy knows")
-            }
             Code::BlobContent => ("blob-content", Damage, "--repair mends one flipped bit; else pull the image again"),
             Code::BlobAttributes => ("blob-attributes", Damage, "--repair sets them again"),
             Code::RecipeDamaged => {

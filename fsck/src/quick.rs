@@ -27,6 +27,9 @@ fn log(inspection: &Inspection, findings: &mut Vec<Finding>) {
     for damage in &log.damage {
         findings.push(Finding::new(Code::LogDamaged, damage.path.clone(), damage.what.clone()));
     }
+    for path in &log.damaged_copies {
+        findings.push(Finding::new(Code::SecondCopyDamaged, path.clone(), "is not whole; nothing is lost by that"));
+    }
     if log.torn {
         let detail = "its last batch was cut while it was written; it was never acknowledged";
         findings.push(Finding::new(Code::LogTorn, "wal", detail));

@@ -448,6 +448,12 @@ fn each_kind_of_damage_beside_the_layers_is_named_by_its_own_code() {
         &[(Code::QuarantineWaiting, "quarantine/1")],
         none,
     );
+    expect(
+        "a second copy",
+        |h| std::fs::write(root(h, "index-1"), b"nothing").unwrap(),
+        &[(Code::SecondCopyDamaged, "index-1")],
+        none,
+    );
     let folder = |h: &Healthy| root(h, &format!("containers/{}", h.container));
     let report = expect(
         "a configuration",

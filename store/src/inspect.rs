@@ -13,6 +13,7 @@ use crate::error::{IoContext, StoreError};
 use crate::facts::{BlobFact, ContainerFact, Facts, ImageFact, LayerFact, LayerKey, PullFact, TagFact};
 use crate::format;
 use crate::layout::{DIRECTORIES, Object, is_missing, partial_blob};
+use crate::second_copy::{SLOTS, SecondCopy};
 use crate::store::Store;
 use crate::wal::{LogDamage, Remains};
 
@@ -48,6 +49,8 @@ pub struct LogState {
     pub damage: Vec<LogDamage>,
     /// The sequence that the next record gets.
     pub next_sequence: u64,
+    /// Files of the second copy that are there and not whole. Nothing is lost by that.
+    pub damaged_copies: Vec<String>,
 }
 
 /// An object that the log names.
@@ -126,7 +129,10 @@ impl Inspection {
             Err(error) => return Err(error),
         };
         let remains = match disk.open_dir(&root, b"wal") {
-            Ok(wal) => Remains::read(disk.as_ref(), &wal, store_id)?,
+            Ok(wal) => {
+                let copy = store_id.and_then(|store_id| SecondCopy::read(disk.as_ref(), &root, store_id));
+                Remains::read(disk.as_ref(), &wal, store_id, copy)?
+            }
             Err(error) if is_missing(&error) => Remains::default(),
             Err(error) => return Err(error).context("open", || "wal".to_owned()),
         };
@@ -134,7 +140,9 @@ impl Inspection {
             return Err(StoreError::NotAStore { found: "no FORMAT and no log".to_owned() });
         }
         let Remains { facts, next_sequence, clean, torn, damage, .. } = remains;
-        let log = LogState { clean, torn, damage, next_sequence };
+        let damaged_copies =
+            store_id.map(|store_id| SecondCopy::damaged(disk.as_ref(), &root, store_id)).unwrap_or_default();
+        let log = LogState { clean, torn, damage, next_sequence, damaged_copies };
         Ok(Self { disk, root, facts, format, log, _lock: lock })
     }
 
@@ -229,7 +237,7 @@ impl Inspection {
         self.objects("containers", &mut stands, |name| Some(StoredObject::Container(name.to_owned())))?;
         self.list("wal", |name, path| {
             let ours = name == b"spare" || name == b"new" || name.len() == 16 && name.iter().all(u8::is_ascii_hexdigit);
-            stands.extend((!ours).then(|| Stand { path, standing: Standing::Foreign }));
+            stands.extend((!ours).then_some(Stand { path, standing: Standing::Foreign }));
         })?;
         self.list("blobs", |name, path| {
             let ours = matches!(name, b"sha256" | b"sha512");
@@ -289,7 +297,7 @@ impl Inspection {
         }
         self.list("", |name, path| {
             let ours = DIRECTORIES.iter().any(|(directory, _)| *directory == name);
-            if !ours && !matches!(name, b"FORMAT" | b"FORMAT.new" | b"LOCK" | b"lost+found" | b"index.redb") {
+            if !ours && !SLOTS.contains(&name) && !matches!(name, b"FORMAT" | b"FORMAT.new" | b"LOCK" | b"lost+found") {
                 stands.push(Stand { path, standing: Standing::Foreign });
             }
         })
@@ -362,7 +370,8 @@ impl Store {
         let shared = &self.shared;
         let root = shared.disk.root().context("open", || "the data root".to_owned())?;
         let facts = shared.state().facts.clone();
-        let log = LogState { clean: true, torn: false, damage: Vec::new(), next_sequence: 0 };
+        let log =
+            LogState { clean: true, torn: false, damage: Vec::new(), next_sequence: 0, damaged_copies: Vec::new() };
         Ok(Inspection { disk: shared.disk.clone(), root, facts, format: FormatState::Whole, log, _lock: None })
     }
 }

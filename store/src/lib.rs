@@ -16,6 +16,7 @@ mod owners;
 mod partial;
 mod record;
 mod salvage;
+mod second_copy;
 mod store;
 mod suspect;
 mod sys;

@@ -22,6 +22,7 @@ use crate::layout::{DIRECTORIES, Layout, Object, exists, is_missing, partial_blo
 use crate::mutation::{self, Mutation};
 use crate::partial::{kept_bytes, remove_slots};
 use crate::salvage::{Lost, lost_format, restore_format, salvage};
+use crate::second_copy::SecondCopy;
 use crate::store::{Shared, State, Store};
 use crate::trash::{Aside, move_aside};
 use crate::wal::{Purpose, StoreId, Wal};
@@ -100,12 +101,13 @@ impl Store {
         {
             disk.sync(&layout.root).context("sync", || "the data root".to_owned())?;
         }
-        let (wal, replayed) = match Wal::open(disk.clone(), wal_dir, store_id) {
+        let known_through = SecondCopy::known_through(disk.as_ref(), &layout.root, store_id);
+        let (wal, replayed) = match Wal::open(disk.clone(), wal_dir, store_id, known_through) {
             Err(StoreError::Damaged { what }) => {
                 tracing::error!(what, "the log is damaged: the store is gathered anew from what can be read");
                 opened.damage.extend(salvage(&disk, &layout, store_id)?);
                 let wal_dir = disk.open_dir(&layout.root, b"wal").context("open", || "wal".to_owned())?;
-                Wal::open(disk.clone(), wal_dir, store_id)?
+                Wal::open(disk.clone(), wal_dir, store_id, known_through)?
             }
             other => other?,
         };
@@ -128,6 +130,7 @@ impl Store {
                 aside,
                 emptying: Mutex::new(()),
                 failed_barriers: AtomicU64::new(0),
+                copied: Mutex::new(known_through),
                 _lock: lock,
             }),
         };

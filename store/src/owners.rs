@@ -60,7 +60,11 @@ impl Store {
         };
         let known = |name: &[u8]| {
             let ours = DIRECTORIES.iter().any(|(directory, _)| *directory == name);
-            if ours || matches!(name, b"FORMAT" | b"LOCK" | b"lost+found") { Owner::Store } else { Owner::Nobody }
+            if ours || matches!(name, b"FORMAT" | b"LOCK" | b"index-0" | b"index-1" | b"lost+found") {
+                Owner::Store
+            } else {
+                Owner::Nobody
+            }
         };
         list(&layout.root, "", &known)?;
         list(&layout.blobs, "blobs", &|name| match name {

@@ -1,7 +1,7 @@
 //! An opening that finds its log or `FORMAT` damaged: what is known is gathered anew, and the store starts with it.
 //!
 //! V1  Nothing is thrown away: damaged files of the log and objects that nobody can name go to `quarantine/`.
-//! V2  Facts come from every readable record first, then from the objects themselves: a blob is named by its digest, a
+//! V2  Facts come from every readable record and the second copy first, then from the objects themselves: a blob is named by its digest, a
 //!     layer by its recipe, an image by its config, a container by `config.json`, a volume by `volume.json`. Only tags,
 //!     names of containers and pulls are in records alone.
 //! V3  A cut anywhere leaves the damage as it was or a log that is whole: what is set aside is so durably before the new
@@ -23,6 +23,7 @@ use crate::facts::{
 use crate::format;
 use crate::layout::{Layout, exists};
 use crate::recipe::Recipe;
+use crate::second_copy::SecondCopy;
 use crate::trash::{Aside, move_aside};
 use crate::wal::{LogDamage, Remains, StoreId, Wal};
 
@@ -47,7 +48,7 @@ pub(crate) fn lost_format(disk: &dyn Disk, root: &Handle, missing: bool) -> Resu
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(Lost::Store(None)),
         Err(error) => return Err(error).context("open", || "wal".to_owned()),
     };
-    let remains = Remains::read(disk, &wal, None)?;
+    let remains = Remains::read(disk, &wal, None, None)?;
     // A creation that is cut before `FORMAT` leaves a base without a record: every opening writes one.
     match remains.store_id {
         Some(store_id) if !missing || remains.next_sequence > 1 => Ok(Lost::Store(Some(store_id))),
@@ -76,8 +77,12 @@ pub(crate) fn restore_format(disk: &dyn Disk, root: &Handle, store_id: StoreId) 
 /// Writes a new log from what is known (V2); gives what was found wrong and done, for people.
 pub(crate) fn salvage(shared: &Arc<dyn Disk>, layout: &Layout, store_id: StoreId) -> Result<Vec<String>, StoreError> {
     let disk = shared.as_ref();
+    let copy = SecondCopy::read(disk, &layout.root, store_id);
+    // A copy whose end is damaged still says how far the log went.
+    let known_through = SecondCopy::known_through(disk, &layout.root, store_id);
     let Remains { mut facts, next_sequence, damage, last_segment, .. } =
-        Remains::read(disk, &layout.wal, Some(store_id))?;
+        Remains::read(disk, &layout.wal, Some(store_id), copy)?;
+    let next_sequence = next_sequence.max(known_through + 1);
     let mut told: Vec<String> = damage.iter().map(|LogDamage { path, what }| format!("{path} {what}")).collect();
     let mut gathering = Gathering { disk, shared, layout, facts: &mut facts, sequence: next_sequence, told: &mut told };
     gathering.blobs()?;

@@ -41,6 +41,8 @@ pub(crate) struct Shared {
     pub(crate) aside: Aside,
     /// Held by whoever empties the trash.
     pub(crate) emptying: Mutex<()>,
+    /// The record that the second copy was made at; held while it is written.
+    pub(crate) copied: Mutex<u64>,
     /// Failed barriers so far: a staging that saw one is dropped.
     pub(crate) failed_barriers: AtomicU64,
     /// Held from opening to the end; close-on-exec.

@@ -120,14 +120,24 @@ impl Wal {
         write_base(disk, dir, store_id, header, facts).map(drop)
     }
 
-    /// Replays the log, and notes the opening in it.
+    /// Replays the log, and notes the opening in it. `known_through` is a record that must be in it (second copy, K2).
     ///
     /// # Durability
     /// On `Ok` every record that was replayed is durable, also one whose sync had failed in this boot (W5).
     /// # Errors
     /// `Damaged` if durable bytes are missing or changed (W2), and then nothing was written; `Io`, `FullDisk`.
-    pub(crate) fn open(disk: Arc<dyn Disk>, dir: Handle, store_id: StoreId) -> Result<(Self, Replayed), StoreError> {
+    pub(crate) fn open(
+        disk: Arc<dyn Disk>,
+        dir: Handle,
+        store_id: StoreId,
+        known_through: u64,
+    ) -> Result<(Self, Replayed), StoreError> {
         let log = read_log(disk.as_ref(), &dir, store_id)?;
+        if log.replay.next_sequence <= known_through {
+            let ends = log.replay.next_sequence - 1;
+            let what = format!("the log ends with record {ends}, and the second copy knows {known_through}");
+            return Err(StoreError::Damaged { what });
+        }
         let Replay { facts, next_sequence, closed, torn, last_batch } = log.replay;
         let clean = closed && !torn;
         remove_if_there(disk.as_ref(), &dir, NEW)?;
@@ -155,6 +165,16 @@ impl Wal {
             other => other?,
         }
         Ok((wal, Replayed { facts, clean, opened }))
+    }
+
+    /// The store that the log belongs to.
+    pub(crate) fn store_id(&self) -> StoreId {
+        self.store_id
+    }
+
+    /// The sequence of the last record that is durable.
+    pub(crate) fn last_sequence(&self) -> u64 {
+        self.next_sequence - 1
     }
 
     /// Whether a failed write has stopped the log (W3).
@@ -376,25 +396,29 @@ impl Batch {
 
     /// The records with their sequences. The checksum has passed, so a fault here is a bug or a newer format.
     fn decode_records(&self) -> Result<Vec<(u64, Record)>, String> {
-        let mut rest = &self.payload[..];
-        let mut records = Vec::new();
-        for _ in 0..self.records {
-            let header = rest.get(..RECORD_HEADER).ok_or("a record header ends early")?;
-            let (Some(sequence), Some(length)) = (u64_at(header, 0), u32_at(header, 12)) else {
-                return Err("a record header ends early".to_owned());
-            };
-            let kind = u16::from_le_bytes([header[8], header[9]]);
-            let version = u16::from_le_bytes([header[10], header[11]]);
-            let body = rest.get(RECORD_HEADER..RECORD_HEADER + length as usize).ok_or("a record ends early")?;
-            let record = record::decode(kind, version, body).map_err(|error| error.to_string())?;
-            records.push((sequence, record));
-            rest = &rest[RECORD_HEADER + length as usize..];
-        }
-        if rest.is_empty() { Ok(records) } else { Err(format!("a batch has {} bytes too many", rest.len())) }
+        decode_records(&self.payload, self.records.into())
     }
 }
 
-fn encode_record(payload: &mut Vec<u8>, sequence: u64, record: &Record) -> Result<(), StoreError> {
+/// Records that were encoded one after the other, with their sequences.
+pub(crate) fn decode_records(mut rest: &[u8], count: u64) -> Result<Vec<(u64, Record)>, String> {
+    let mut records = Vec::new();
+    for _ in 0..count {
+        let header = rest.get(..RECORD_HEADER).ok_or("a record header ends early")?;
+        let (Some(sequence), Some(length)) = (u64_at(header, 0), u32_at(header, 12)) else {
+            return Err("a record header ends early".to_owned());
+        };
+        let kind = u16::from_le_bytes([header[8], header[9]]);
+        let version = u16::from_le_bytes([header[10], header[11]]);
+        let body = rest.get(RECORD_HEADER..RECORD_HEADER + length as usize).ok_or("a record ends early")?;
+        let record = record::decode(kind, version, body).map_err(|error| error.to_string())?;
+        records.push((sequence, record));
+        rest = &rest[RECORD_HEADER + length as usize..];
+    }
+    if rest.is_empty() { Ok(records) } else { Err(format!("a batch has {} bytes too many", rest.len())) }
+}
+
+pub(crate) fn encode_record(payload: &mut Vec<u8>, sequence: u64, record: &Record) -> Result<(), StoreError> {
     let (kind, version, body) = record::encode(record);
     if body.len() > record::RECORD_BYTES_MAX {
         return Err(StoreError::TooLarge { what: "a record of the log", limit_bytes: record::RECORD_BYTES_MAX });

@@ -2,12 +2,14 @@
 //!
 //! M1  Nothing is written, and files are opened for reading alone.
 //! M2  A batch counts only if its checksum passes, and of one sequence only that in the latest segment (W5).
-//! M3  Records after a gap are applied: each states a fact by itself. Every gap, and every segment that is not as it was
+//! M3  Where the log is damaged, the second copy stands in for everything up to the record that it was made at.
+//! M4  Records after a gap are applied: each states a fact by itself. Every gap, and every segment that is not as it was
 //!     made, is named.
 
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::second_copy::SecondCopy;
 
 /// A log as far as it can be read.
 #[derive(Debug, Default)]
@@ -57,11 +59,17 @@ struct Found {
 }
 
 impl Remains {
-    /// Reads every segment in `dir`. `store_id` is what `FORMAT` says, if that can be read.
+    /// Reads every segment in `dir`. `store_id` is what `FORMAT` says, if that can be read; `copy` stands in for what the log
+    /// has lost.
     ///
     /// # Errors
     /// `Io` if the directory cannot be listed; a segment that cannot be read is damage.
-    pub(crate) fn read(disk: &dyn Disk, dir: &Handle, store_id: Option<StoreId>) -> Result<Self, StoreError> {
+    pub(crate) fn read(
+        disk: &dyn Disk,
+        dir: &Handle,
+        store_id: Option<StoreId>,
+        copy: Option<SecondCopy>,
+    ) -> Result<Self, StoreError> {
         let mut remains = Self { store_id, next_sequence: 1, ..Self::default() };
         let mut segments = Vec::new();
         for number in list_segments(disk, dir)? {
@@ -76,7 +84,7 @@ impl Remains {
         }
         let Some(store_id) = remains.store_id else { return Ok(remains) };
         let segments: Vec<Read> = segments.into_iter().map(|(number, bytes)| scan(store_id, number, bytes)).collect();
-        remains.replay(&segments);
+        remains.replay(&segments, copy);
         Ok(remains)
     }
 
@@ -85,7 +93,7 @@ impl Remains {
     }
 
     /// Applies what was found, from the newest base on that is whole.
-    fn replay(&mut self, segments: &[Read]) {
+    fn replay(&mut self, segments: &[Read], copy: Option<SecondCopy>) {
         let start = segments.iter().rposition(Read::is_whole_base);
         let newest = segments.iter().rposition(Read::is_base);
         for segment in &segments[newest.unwrap_or(0)..] {
@@ -145,7 +153,30 @@ impl Remains {
         }
         self.next_sequence = next;
         self.judge_tail(segments, last);
+        self.stand_in(copy, chain, start.and(base_sequence));
         self.clean &= !self.torn && self.damage.is_empty();
+    }
+
+    /// Takes the facts of the second copy, if the log is damaged, and the records after it (M3).
+    fn stand_in(&mut self, copy: Option<SecondCopy>, chain: &[Read], base_sequence: Option<u64>) {
+        let Some(SecondCopy { sequence, facts }) = copy else { return };
+        if sequence >= self.next_sequence {
+            let ends = self.next_sequence - 1;
+            let what = format!("ends with record {ends}, and the second copy knows {sequence}");
+            self.damage.push(LogDamage { path: "wal".to_owned(), what });
+        }
+        if self.damage.is_empty() || base_sequence.is_some_and(|base| sequence + 1 < base) {
+            return;
+        }
+        self.facts = facts;
+        let mut later: BTreeMap<u64, &Found> = BTreeMap::new();
+        for found in chain.iter().flat_map(|segment| &segment.batches).filter(|found| !found.is_base) {
+            later.insert(found.batch.first_sequence, found);
+        }
+        for (sequence, record) in later.range(sequence + 1..).flat_map(|(_, found)| &found.records) {
+            self.facts.apply(*sequence, record.clone());
+        }
+        self.next_sequence = self.next_sequence.max(sequence + 1);
     }
 
     /// Names what is wrong with one segment by itself.
@@ -156,7 +187,7 @@ impl Remains {
         if segment.is_base() && !segment.is_whole_base() {
             self.add_damage(segment.number, "the base segment is not whole".to_owned());
         }
-        let facts = segment.batches.iter().filter(|found| found.is_base).last();
+        let facts = segment.batches.iter().rfind(|found| found.is_base);
         let base_bytes = facts.map_or(0, |found| found.position + found.batch.padded_bytes()) as u64;
         let made_bytes = if segment.is_base() { base_bytes + SEGMENT_BYTES } else { SEGMENT_BYTES };
         let found_bytes = segment.bytes.len() as u64;
