@@ -10,6 +10,7 @@ use baleen_oci::Digest;
 use crate::container::ContainerStatus;
 use crate::engine::Engine;
 use crate::error::EngineError;
+use crate::image::store_error;
 
 /// What `info` needs from the engine; a front end adds what it knows itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -57,6 +58,8 @@ pub struct EngineInfo {
 pub struct DiskUsage {
     /// Bytes of all layers, each counted once.
     pub layers_bytes: u64,
+    /// Bytes that cut pulls have left, of layers to go on with.
+    pub partial_bytes: u64,
 }
 
 impl Engine {
@@ -75,7 +78,8 @@ impl Engine {
         self.door
             .enter("measure the store", move || {
                 let layers_bytes = store.layers().iter().map(|layer| layer.unpacked_size_bytes).sum();
-                Ok(DiskUsage { layers_bytes })
+                let partial = store.partial_bytes().map_err(store_error("measure what cut pulls have left"))?;
+                Ok(DiskUsage { layers_bytes, partial_bytes: partial.values().sum() })
             })
             .await
     }

@@ -47,20 +47,21 @@ pub(crate) async fn create(call: Call) -> Answer {
     }
     let from =
         call.query.text("fromImage").ok_or_else(|| ApiError::invalid("invalid reference format: no image is named"))?;
-    if call.query.text("tag").is_none() && Repository::parse(from).is_ok() {
-        return Err(ApiError::not_implemented("pull of all tags"));
-    }
+    let all_tags = Repository::parse(from).ok().filter(|_| call.query.text("tag").is_none());
     let invalid = |source| EngineError::InvalidReference { text: from.to_owned(), source };
     let reference = Reference::from_image_and_tag(from, call.query.text("tag")).map_err(invalid)?;
-    let request = PullRequest {
-        reference,
-        platform: platform(&call)?,
-        auth: call.head.headers.get("x-registry-auth").map_or_else(RegistryAuth::anonymous, RegistryAuth::from_header),
-    };
+    let request = PullRequest { reference, platform: platform(&call)?, auth: registry_auth(&call) };
     let engine = call.engine().clone();
     let (sender, mut progress) = progress_channel();
     // Dropping the task ends it: that is how a client that has gone cancels its pull.
-    let mut pull = OwnTask::spawn(async move { engine.pull(request, sender).await.map(|_| ()) });
+    let mut pull = OwnTask::spawn(async move {
+        match all_tags {
+            None => engine.pull(request, sender).await.map(drop),
+            Some(repository) => {
+                engine.pull_all_tags(&repository, request.platform, request.auth, sender).await.map(drop)
+            }
+        }
+    });
     // Until the first message an error is a plain refusal.
     let first = tokio::select! {
         biased;
@@ -79,6 +80,19 @@ pub(crate) async fn create(call: Call) -> Answer {
         }
     });
     Ok(Reply::stream("application/json", receiver))
+}
+
+fn registry_auth(call: &Call) -> RegistryAuth {
+    call.head.headers.get("x-registry-auth").map_or_else(RegistryAuth::anonymous, RegistryAuth::from_header)
+}
+
+/// `GET /distribution/{name}/json`.
+pub(crate) async fn distribution(name: &str, call: &Call) -> Answer {
+    let invalid = |source| EngineError::InvalidReference { text: name.to_owned(), source };
+    let reference = Reference::parse(name).map_err(invalid)?;
+    let found = call.engine().distribution(&reference, &registry_auth(call)).await?;
+    let descriptor = json!({ "mediaType": found.media_type, "digest": found.digest, "size": found.size_bytes });
+    super::json(200, &json!({ "Descriptor": descriptor, "Platforms": found.platforms }))
 }
 
 /// Makes a registry's 401 a 500, as Docker's own engine does. The docker CLI answers 401 with a prompt for a login, and one

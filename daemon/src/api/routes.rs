@@ -29,7 +29,8 @@ pub(crate) async fn dispatch(path: &str, call: Call) -> Answer {
             "volumes" => volume(&path["/volumes".len()..], call).await,
             "plugins" => excluded::plugins(method, &path["/plugins".len()..]),
             "distribution" if method == Get && path.ends_with("/json") => {
-                Err(ApiError::not_implemented("distribution inspect"))
+                let name = path["/distribution".len()..path.len() - "/json".len()].trim_start_matches('/');
+                images::distribution(name, &call).await
             }
             family => Err(excluded::swarm(method, family, path)),
         },

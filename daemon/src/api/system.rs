@@ -78,7 +78,9 @@ pub(crate) async fn disk_usage(call: &Call) -> Answer {
     let now = Timestamp::now();
     let (mut layers, mut images, mut containers) = (0, None, None);
     if wanted("image") {
-        layers = call.engine().disk_usage().await?.layers_bytes;
+        // What cut pulls have left is part of images to come, and goes with `system prune -a`.
+        let usage = call.engine().disk_usage().await?;
+        layers = usage.layers_bytes + usage.partial_bytes;
         let items =
             call.engine().images().await?.into_iter().map(|summary| ImageListItem::for_usage(summary, call.asked));
         images = Some(items.collect::<Vec<_>>());

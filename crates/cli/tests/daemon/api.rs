@@ -102,7 +102,6 @@ fn every_refusal_has_one_form_and_names_what_is_missing() {
         ("GET", "/images/get?names=x", 501, "image save is not implemented yet"),
         ("POST", "/images/x/push", 501, "image push is not implemented yet"),
         ("POST", "/images/create?fromSrc=-", 501, "image import is not implemented yet"),
-        ("POST", "/images/create?fromImage=x", 501, "pull of all tags is not implemented yet"),
         ("POST", "/build", 501, "build is not implemented yet"),
         ("POST", "/build?version=2", 501, "BuildKit (version=2) is not supported by this engine; use version=1"),
         ("POST", "/session", 501, "BuildKit is not supported by this engine"),

@@ -1,6 +1,7 @@
 //! Images: what the store holds of them (`lookup`), how they come (`pull`, `download`, `load`, `unpack`, `spool`, `stack`, `commit`) and go (`remove`).
 
 mod commit;
+mod distribution;
 mod download;
 mod load;
 mod lookup;
@@ -14,6 +15,7 @@ use std::fmt;
 
 use baleen_oci::{Platform, Reference, RunConfig};
 
+pub use distribution::Distribution;
 pub(crate) use download::Downloads;
 pub(crate) use lookup::{config, find, layer_dirs, store_error};
 
@@ -22,7 +24,7 @@ use crate::time::Timestamp;
 /// What a pull is asked for.
 #[derive(Debug)]
 pub struct PullRequest {
-    /// With a tag or a digest (no tag means `latest`; all tags of a repository is not implemented yet).
+    /// With a tag or a digest (no tag means `latest`; `Engine::pull_all_tags` pulls all of a repository).
     pub reference: Reference,
     /// `None`: the engine's own.
     pub platform: Option<Platform>,

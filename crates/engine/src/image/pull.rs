@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use baleen_oci::{Descriptor, Platform, Reference};
-use baleen_registry::{Credentials, RepositoryClient, ResolvedImage};
+use baleen_registry::{RepositoryClient, ResolvedImage};
 use baleen_store::{Lease, Store, StoreError};
 
 use super::commit::{Awaited, pull_fact, stage_image};
@@ -67,8 +67,7 @@ impl Engine {
         if reference.repository().is_docker_io() && reference.path() == "library/scratch" {
             return Err(EngineError::ScratchIsReserved);
         }
-        let credentials = auth.0.as_deref().map_or(Credentials::Anonymous, Credentials::from_header_or_anonymous);
-        let client = self.registry().repository(reference.repository(), credentials);
+        let client = self.repository_client(reference.repository(), &auth);
         let wanted_platform = platform.clone().unwrap_or_else(|| self.config.platform.clone());
         let resolved = client
             .resolve(&reference, &wanted_platform)

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use baleen_engine::{
-    EngineError, ImageDeletion, Kind, LayerPhase, LoadRequest, Progress, PruneFilter, RemoveImage, progress_channel,
+    EngineError, ImageDeletion, Kind, LayerPhase, LoadRequest, Progress, PruneFilter, RegistryAuth, RemoveImage,
+    progress_channel,
 };
 use baleen_tests::archive::Entry;
 use baleen_tests::image::{Image, Layer};
 use baleen_tests::random::Random;
 use baleen_tests::scratch::disk_usage;
-use baleen_tests::stub::Stub;
+use baleen_tests::stub::{Reply, Stub};
 use bytes::Bytes;
 
 use crate::fixture::{Fixture, LIMIT, pull_request};
@@ -27,6 +28,7 @@ crate::tests!(
     a_prune_in_the_middle_of_a_pull_takes_nothing_of_it,
     archives_of_both_forms_are_loaded_and_need_no_registry,
     an_archive_that_lies_leaves_nothing,
+    all_tags_are_pulled_and_a_reference_is_inspected_without_a_pull,
 );
 
 fn small(text: &str) -> Result<Image> {
@@ -365,5 +367,34 @@ fn a_prune_in_the_middle_of_a_pull_takes_nothing_of_it() -> Result<()> {
     let top = details.graph_driver.upper_dir.context("no upper directory")?;
     assert_eq!(std::fs::metadata(format!("{top}/large"))?.len(), 2_000_000);
     assert_eq!(std::fs::read_to_string(format!("{}/small", details.graph_driver.lower_dirs[0]))?, "small");
+    Ok(())
+}
+
+fn all_tags_are_pulled_and_a_reference_is_inspected_without_a_pull() -> Result<()> {
+    let fixture = Fixture::new("tags")?;
+    let stub = Stub::start()?;
+    let (one, two) = (small("one")?, small("two")?);
+    stub.add("app", "v1", &one);
+    stub.add("app", "v2", &two);
+    stub.hook(|request| {
+        let list = br#"{"name":"app","tags":["v1","v2"]}"#.to_vec();
+        request.path.ends_with("/tags/list").then(|| Reply::Whole(200, vec![], list))
+    });
+    let engine = fixture.engine();
+    let reference = baleen_oci::Reference::parse(&stub.reference("app:v2"))?;
+    let found = fixture.run(engine.distribution(&reference, &RegistryAuth::anonymous()))?;
+    assert_eq!((found.digest, found.size_bytes), (two.digest(), two.manifest.len() as u64));
+    assert_eq!((found.media_type, found.platforms.len()), (two.manifest_type.clone(), 1));
+    assert_eq!(fixture.run(engine.images())?, [], "nothing is stored by looking");
+
+    let (sender, mut told) = progress_channel();
+    let pulled = fixture.run(async {
+        tokio::spawn(async move { while told.recv().await.is_some() {} });
+        engine.pull_all_tags(reference.repository(), None, RegistryAuth::anonymous(), sender).await
+    })?;
+    assert_eq!(pulled.iter().map(|pulled| &*pulled.image_id).collect::<Vec<_>>(), [one.id(), two.id()]);
+    let missing = baleen_oci::Reference::parse(&stub.reference("app:v3"))?;
+    let error = fixture.run(engine.distribution(&missing, &RegistryAuth::anonymous())).expect_err("there is no v3");
+    assert_eq!(error.kind(), Kind::NotFound);
     Ok(())
 }
