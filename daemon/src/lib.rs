@@ -22,6 +22,7 @@ pub mod settings;
 mod sockets;
 mod sys;
 
+pub use baleen_engine::chain;
 pub use places::PlaceError;
 pub use process::{DaemonError, run};
 pub use sockets::SocketError;

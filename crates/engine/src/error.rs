@@ -226,6 +226,22 @@ pub enum EngineError {
     },
 }
 
+/// An error with all its causes, outermost first, as `what: why: why`.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let part = error.to_string();
+        // A transparent error prints its source as its own.
+        if !text.ends_with(&part) {
+            text.push_str(": ");
+            text.push_str(&part);
+        }
+        cause = error.source();
+    }
+    text
+}
+
 impl EngineError {
     /// Tells what a front end does with it.
     pub fn kind(&self) -> Kind {
@@ -262,18 +278,7 @@ impl EngineError {
 
     /// The text with its causes, as `what: why: why`: for the wire's `message` and one-line logs.
     pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            let part = error.to_string();
-            // A transparent error prints its source as its own.
-            if !text.ends_with(&part) {
-                text.push_str(": ");
-                text.push_str(&part);
-            }
-            cause = error.source();
-        }
-        text
+        chain(self)
     }
 
     /// The error of one verb, told to everybody who waited for the same work.

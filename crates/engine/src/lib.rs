@@ -39,7 +39,7 @@ pub use container::{
     StopRequest, Ulimit, UpdateRequest, WaitCondition,
 };
 pub use engine::Engine;
-pub use error::{EngineError, Kind};
+pub use error::{EngineError, Kind, chain};
 pub use events::{Actor, Event, EventQuery, EventStream, EventType};
 pub use image::{
     Distribution, GraphDriver, HistoryItem, ImageDeletion, ImageDetails, ImageSummary, LoadRequest, Pruned,

@@ -3,12 +3,12 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Nanoseconds since the epoch; 0 for a clock before it.
-pub(crate) fn now() -> i128 {
+pub fn now() -> i128 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i128::try_from(since.as_nanos()).unwrap_or(0))
 }
 
 /// `2026-01-02T03:04:05.000000006Z`: always nine decimals, so that lines sort.
-pub(crate) fn rfc3339(nanoseconds: i128) -> String {
+pub fn rfc3339(nanoseconds: i128) -> String {
     let seconds = nanoseconds.div_euclid(1_000_000_000);
     let fraction = nanoseconds.rem_euclid(1_000_000_000);
     let (days, of_day) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
@@ -17,8 +17,8 @@ pub(crate) fn rfc3339(nanoseconds: i128) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{fraction:09}Z")
 }
 
-/// Nanoseconds since the epoch of an RFC 3339 time; `None` if it is not one.
-pub(crate) fn parse_rfc3339(text: &str) -> Option<i128> {
+/// Nanoseconds since the epoch of an RFC 3339 time with any offset; decimals past nine are cut. `None` if it is not one.
+pub fn parse_rfc3339(text: &str) -> Option<i128> {
     let digits = |range: std::ops::Range<usize>| -> Option<i128> {
         let part = text.get(range)?;
         part.bytes().all(|byte| byte.is_ascii_digit()).then(|| part.parse().ok())?
@@ -36,10 +36,11 @@ pub(crate) fn parse_rfc3339(text: &str) -> Option<i128> {
     let mut fraction = 0;
     if let Some(after_point) = rest.strip_prefix('.') {
         let length = after_point.bytes().take_while(u8::is_ascii_digit).count();
-        if length == 0 || length > 9 {
+        if length == 0 {
             return None;
         }
-        fraction = after_point[..length].parse::<i128>().ok()? * 10_i128.pow(9 - u32::try_from(length).ok()?);
+        let kept = length.min(9);
+        fraction = after_point[..kept].parse::<i128>().ok()? * 10_i128.pow(9 - u32::try_from(kept).ok()?);
         rest = &after_point[length..];
     }
     let offset = match rest.as_bytes() {
@@ -108,6 +109,7 @@ mod tests {
     fn short_fractions_and_offsets_are_understood_and_nonsense_is_not() {
         assert_eq!(parse_rfc3339("1970-01-01T01:00:00.5+01:00"), Some(500_000_000));
         assert_eq!(parse_rfc3339("1970-01-01T00:00:01Z"), Some(1_000_000_000));
+        assert_eq!(parse_rfc3339("1970-01-01T00:00:00.1234567899Z"), Some(123_456_789));
         for nonsense in [
             "",
             "1970",

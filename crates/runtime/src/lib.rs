@@ -26,7 +26,7 @@ pub mod users;
 pub mod fuzzing;
 
 mod cgroup;
-mod clock;
+pub mod clock;
 mod devices;
 mod error;
 mod limits;

@@ -26,7 +26,7 @@ use super::view::ContainerStatus;
 use super::{honour, rootfs, signal, spec};
 use crate::door::to_its_end;
 use crate::engine::Engine;
-use crate::error::{EngineError, Kind};
+use crate::error::{EngineError, Kind, chain};
 use crate::events::EventType;
 use crate::image::store_error;
 use crate::time::Timestamp;
@@ -580,14 +580,4 @@ fn start_error(error: RuntimeError) -> EngineError {
         _ => format!("failed to create task for container: OCI runtime create failed: {message}: unknown"),
     };
     EngineError::StartFailed { text, exit_code: kind.exit_code(), kind: status }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }
