@@ -157,17 +157,20 @@ impl Course<'_> {
         while empty < EMPTY_ROUNDS_MAX && self.goes_on() {
             let mut fresh = 0;
             for (turn, epoch) in epochs.iter().enumerate() {
-                let Some(state) = self.state(recording, *epoch, round, turn as u64, after.is_some()) else { continue };
-                let kept = recording.kept(state);
-                let key: String = kept.key().iter().map(|byte| format!("{byte:02x}")).collect();
-                let after = after.map(|state| state.to_string());
-                if !self.judged.insert((after.clone(), *epoch, key)) {
-                    self.summary.equal += 1;
-                    continue;
-                }
                 if !self.goes_on() {
                     return Ok(done);
                 }
+                let after = after.map(|state| state.to_string());
+                let candidates = self.candidates(recording, *epoch, round, turn as u64, after.is_some());
+                let Some(state) = candidates.into_iter().find(|state| {
+                    let kept = recording.kept(*state).key();
+                    let key = kept.iter().map(|byte| format!("{byte:02x}")).collect();
+                    let fresh = self.judged.insert((after.clone(), *epoch, key));
+                    self.summary.equal += u64::from(!fresh);
+                    fresh
+                }) else {
+                    continue;
+                };
                 let mut verdict = judge.judge(state, workload)?;
                 verdict.after = after;
                 fresh += 1;
@@ -182,6 +185,25 @@ impl Course<'_> {
             round += 1;
         }
         Ok(done)
+    }
+
+    /// The state of an epoch in a round, and what stands in for it where it has been judged: there are few states of
+    /// some kinds, and none of them shall be rare among those that are judged.
+    fn candidates(&self, recording: &Recording, epoch: u32, round: u64, turn: u64, second: bool) -> Vec<State> {
+        let mut candidates: Vec<State> = self.state(recording, epoch, round, turn, second).into_iter().collect();
+        let writes = recording.write_count(epoch);
+        if !candidates.is_empty() && !self.plan.boundaries_only && !second && writes > 1 {
+            let mut stand_ins = [prefix(self.seed(round), epoch, writes), Kind::Subset(self.seed(round))];
+            if (round + turn) % 2 == 1 {
+                stand_ins.reverse();
+            }
+            candidates.extend(stand_ins.map(|kind| State { epoch, kind }));
+        }
+        candidates
+    }
+
+    fn seed(&self, round: u64) -> u64 {
+        self.plan.seed.wrapping_mul(1_000_003).wrapping_add(round)
     }
 
     /// The state of an epoch in a round: kinds take turns, shifted from epoch to epoch.
@@ -199,22 +221,24 @@ impl Course<'_> {
         if writes == 0 {
             return Some(State { epoch, kind: Kind::None });
         }
-        let seed = self.plan.seed.wrapping_mul(1_000_003).wrapping_add(round);
+        let seed = self.seed(round);
         let kind = match (round + turn) % kinds {
             0 => Kind::None,
             1 => Kind::All,
             2 if second => Kind::Subset(seed),
-            // A prefix that is neither none nor all; where there is none such, a subset in its place.
-            2 if writes > 1 => {
-                let choice = Random::new(seed ^ u64::from(epoch) << 32).below(u64::from(writes) - 1);
-                Kind::Prefix(1 + choice as u32)
-            }
+            2 if writes > 1 => prefix(seed, epoch, writes),
             4 if recording.can_tear(epoch) => Kind::Torn(seed),
             5 => Kind::Torn512(seed),
             _ => Kind::Subset(seed),
         };
         Some(State { epoch, kind })
     }
+}
+
+/// A prefix that is neither none nor all; there are at least two writes.
+fn prefix(seed: u64, epoch: u32, writes: u32) -> Kind {
+    let choice = Random::new(seed ^ u64::from(epoch) << 32).below(u64::from(writes) - 1);
+    Kind::Prefix(1 + choice as u32)
 }
 
 /// Epochs in an order that a seed gives, so that a part of them is spread over the whole.

@@ -96,8 +96,11 @@ impl Report {
         files.sort();
         let mut sections = Vec::new();
         for file in files {
-            let recording = Recording::open(&file.with_extension("powercut")).map_err(ReportError::Record)?;
             let all = Results::read(&file).map_err(ReportError::Results)?;
+            if all.is_empty() {
+                continue; // Nothing was judged, perhaps since the recording was interrupted.
+            }
+            let recording = Recording::open(&file.with_extension("powercut")).map_err(ReportError::Record)?;
             // Second cuts are of recordings that were made and thrown away; they name this one's state.
             let verdicts: Vec<Verdict> = all
                 .into_iter()

@@ -19,6 +19,10 @@ use crate::workload::{Workload, WorkloadError};
 /// Recordings of one workload on one file system in one run's folder.
 const RECORDINGS_MAX: u32 = 1000;
 
+/// States taken from one recording, for each epoch of it: past that there are no more of some kinds, and another
+/// recording has other epochs.
+const STATES_OF_AN_EPOCH: u64 = 5;
+
 /// A run that cannot go on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -176,8 +180,9 @@ impl Run {
             let wanted = self.states.saturating_sub(all.len() as u64 + before);
             if wanted > 0 && self.time_left(begun) {
                 let recording = self.recording(filesystem, workload, number).map_err(failed)?;
+                let most = STATES_OF_AN_EPOCH * u64::from(recording.epoch_count());
                 let plan = Plan {
-                    states_max: wanted,
+                    states_max: wanted.min(most.saturating_sub(before)),
                     budget: self.budget.map(|budget| budget.saturating_sub(begun.elapsed())),
                     second_cuts: self.second_cuts,
                     seed: self.seed,
