@@ -268,20 +268,20 @@ fn kept(store: &Store, acks: &[Ack]) -> Result<(), String> {
 fn check_layer(store: &Store, key: &LayerKey) -> Result<(), String> {
     let disk = store.disk();
     let text = ["base", "middle", "top"].into_iter().find(|text| self::key(text) == *key).ok_or("unknown")?;
-    let read = || -> std::io::Result<(Vec<u8>, u32, Vec<u8>, Vec<u8>)> {
+    let read = || -> std::io::Result<bool> {
         let dir = store.layer_dir(key).map_err(std::io::Error::other)?;
         let recipe = read_file(disk.as_ref(), &disk.open_file(&dir, b"recipe", Access::Read)?, 100)?;
         let fs = disk.open_dir(&dir, b"fs")?;
         let etc = disk.open_dir(&fs, b"etc")?;
         let file = disk.open_file(&etc, b"file", Access::Read)?;
         let mode = disk.metadata(&file)?.mode;
-        Ok((read_file(disk.as_ref(), &file, 1 << 20)?, mode, disk.read_link(&fs, b"link")?, recipe))
+        let bytes = read_file(disk.as_ref(), &file, 1 << 20)?;
+        let is_whole = bytes == content(text) && mode == 0o640 && recipe == text.as_bytes();
+        Ok(is_whole && disk.read_link(&fs, b"link")? == b"etc/file")
     };
-    let (bytes, mode, link, recipe) = read().map_err(|error| error.to_string())?;
-    if (bytes, mode, &link[..], &recipe[..]) == (content(text), 0o640, b"etc/file", text.as_bytes()) {
-        Ok(())
-    } else {
-        Err("is not as it was extracted".to_owned())
+    match read().map_err(|error| error.to_string())? {
+        true => Ok(()),
+        false => Err("is not as it was extracted".to_owned()),
     }
 }
 

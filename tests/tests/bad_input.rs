@@ -560,10 +560,12 @@ fn a_store_of_a_newer_format_is_refused_by_name_and_left_as_it_is() -> Result<()
     daemon.run()
 }
 
-/// The same FORMAT file with the next version (docs/formats/store.md: 32 bits, little-endian, after eight bytes of magic).
+/// A FORMAT file of the next version (docs/formats/store.md: 32 bits, little-endian, after eight bytes of magic), with a
+/// checksum of its own at its end.
 fn newer(format: &[u8]) -> Result<Vec<u8>> {
-    let mut bytes = format.to_vec();
+    let mut bytes = format[..64].to_vec();
     let version = u32::from_le_bytes(bytes[8..12].try_into()?);
     bytes[8..12].copy_from_slice(&(version + 1).to_le_bytes());
+    bytes.extend([0xa5; 64]);
     Ok(bytes)
 }

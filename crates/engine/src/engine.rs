@@ -80,6 +80,7 @@ impl Engine {
         engine.open_volumes().await?;
         engine.adopt_all().await?;
         engine.tell_recovery();
+        engine.write_second_copy_later();
         // What the last owner has left in the trash.
         engine.empty_trash_later();
         Ok(engine)
@@ -112,7 +113,24 @@ impl Engine {
     /// If the store's log cannot be closed; nothing that was acknowledged is lost by that.
     pub async fn close(self: &Arc<Self>) -> Result<(), EngineError> {
         let store = self.store.clone();
-        self.door.enter("close the store", move || store.close().map_err(store_error("close the store"))).await
+        let close = move || {
+            write_second_copy(&store);
+            store.close().map_err(store_error("close the store"))
+        };
+        self.door.enter("close the store", close).await
+    }
+
+    /// Brings the second copy of the facts up to date, behind everybody's back; no promise rests on it.
+    fn write_second_copy_later(self: &Arc<Self>) {
+        let engine = Arc::clone(self);
+        drop(tokio::spawn(async move {
+            let store = engine.store.clone();
+            let write = move || {
+                write_second_copy(&store);
+                Ok(())
+            };
+            let _ = engine.door.enter("write the second copy", write).await;
+        }));
     }
 
     pub(crate) fn is_running(&self, container: &str) -> bool {
@@ -125,6 +143,12 @@ impl Engine {
     /// `InvalidParameter` for a filter key that does not exist or for times that cannot be.
     pub fn events(&self, query: EventQuery) -> Result<EventStream, EngineError> {
         self.events.subscribe(query)
+    }
+}
+
+fn write_second_copy(store: &Store) {
+    if let Err(error) = store.write_second_copy() {
+        tracing::warn!(error = crate::error::chain(&error), "the second copy of the facts was not written");
     }
 }
 
