@@ -94,6 +94,16 @@ fn a_published_port_is_reached_through_a_crash_of_the_daemon_and_gone_with_its_c
     assert_eq!(inspect(&daemon, "box")?, settings);
     let other = daemon.docker_ok(&["run", "--rm", "busybox", "ip", "-4", "-o", "address", "show", "dev", "eth0"])?;
     assert!(other.contains("172.17.0.3/16"), "{other}");
+    // Somebody flushes the firewall; a hang-up writes it again.
+    on_host(&network, "iptables", &["-t", "nat", "-F"])?.ok()?;
+    assert!(!on_host(&network, "iptables-save", &[])?.stdout().contains("DNAT --to"));
+    let pid = rustix::process::Pid::from_raw(i32::try_from(daemon.pid().context("a daemon")?)?).context("a daemon")?;
+    rustix::process::kill_process(pid, rustix::process::Signal::HUP)?;
+    wait_for("the rules", Duration::from_secs(10), || {
+        let rules = on_host(&network, "iptables-save", &[]).ok()?.stdout();
+        rules.contains("DNAT --to").then_some(())
+    })?;
+    answers("127.0.0.1", "8080")?;
     // A start again gets the same address, and so does a port.
     daemon.docker_ok(&["restart", "-t", "0", "box"])?;
     answers("127.0.0.1", "8080")?;

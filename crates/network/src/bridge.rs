@@ -340,6 +340,19 @@ impl Bridge {
         if failures.is_empty() { Ok(()) } else { Err(NetworkError::Several { failures: failures.join("; ") }) }
     }
 
+    /// Writes the rules again, for a firewall that somebody has flushed or loaded anew. Nothing is done where no bridge was made.
+    ///
+    /// # Errors
+    /// `Firewall`, `FirewallMissing`.
+    pub fn refresh(&self) -> Result<(), NetworkError> {
+        let mut state = self.lock();
+        if self.dir.bridge().is_none() {
+            return Ok(());
+        }
+        self.chosen(&mut state)?;
+        self.write_rules(&state)
+    }
+
     /// Takes the bridge and the rules away if nobody is connected; true if it did.
     ///
     /// # Errors

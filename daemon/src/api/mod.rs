@@ -95,6 +95,7 @@ impl Api {
             let mut current = self.config.write().unwrap_or_else(std::sync::PoisonError::into_inner);
             *current = Arc::new(Config { reloadable: new, ..Config::clone(&current) });
         }
+        self.engine.refresh_network();
         self.engine.daemon_event("reload", &self.engine.id(), attributes);
         Ok(())
     }

@@ -240,6 +240,21 @@ impl Engine {
         }
     }
 
+    /// Writes the firewall's rules again, in the background: a hang-up asks for it after the firewall was flushed.
+    pub fn refresh_network(self: &Arc<Self>) {
+        let engine = Arc::clone(self);
+        drop(tokio::spawn(async move {
+            let worker = Arc::clone(&engine);
+            let refresh = move || match &worker.bridge {
+                Some(bridge) => bridge.refresh().map_err(network_error("write the firewall's rules again")),
+                None => Ok(()),
+            };
+            if let Err(error) = engine.door.enter("write the firewall's rules", refresh).await {
+                tracing::error!(error = error.chain(), "the firewall's rules are not what they should be");
+            }
+        }));
+    }
+
     /// Which network namespace a container joins: its own, the host's, or that of a container that runs.
     ///
     /// # Errors

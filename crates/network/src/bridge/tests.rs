@@ -212,6 +212,23 @@ fn containers_reach_the_world_and_are_reached_where_their_ports_are_published() 
         inside(&one, || sysctl::write("ipv4/conf/eth0/route_localnet", "1").unwrap());
         assert!(inside(&one, || ask("127.9.0.1:9999")).is_err());
         drop(secret);
+        // Somebody flushes the firewall: what was closed may be open until it is written again, by a hang-up or the next change.
+        for table in ["nat", "filter"] {
+            output("iptables", &["-t", table, "-F"]);
+            output("iptables", &["-t", table, "-X"]);
+        }
+        assert!(ask("127.0.0.1:8080").is_err());
+        bridge.refresh().unwrap();
+        assert_eq!(ask("127.0.0.1:8080").unwrap(), "172.17.0.1");
+        assert!(inside(&neighbour, || ask("172.17.0.3:80")).is_err(), "open after the firewall was written again");
+        // A new owner of the same network keeps it closed as well.
+        let next = Bridge::new(BridgeConfig::at(dir.to_owned()));
+        next.restore(&BTreeSet::from([id('1'), id('2')])).unwrap();
+        assert!(
+            inside(&neighbour, || ask("10.77.0.1:8081")).is_err()
+                && inside(&neighbour, || ask("172.17.0.3:80")).is_err()
+        );
+        drop(next);
         // No address by itself (N3), and no rule or link of ours once they have gone.
         assert_eq!(inside(&one, || output("ip", &["-6", "-o", "address", "show", "dev", "eth0"])), "");
         bridge.disconnect(&id('1')).unwrap();
