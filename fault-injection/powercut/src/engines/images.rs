@@ -4,9 +4,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use baleen_tests::archive::{Entry, file_capability};
+use baleen_tests::command::wait_for;
 use baleen_tests::image::{Image, Layer, busybox_entries, digest};
 use baleen_tests::random::Random;
 use baleen_tests::scratch::Scratch;
@@ -24,6 +26,9 @@ pub(super) struct Sample {
 /// Everything that lies in a registry: the same for all workloads of a process.
 static SAMPLES: Mutex<BTreeMap<String, Arc<Sample>>> = Mutex::new(BTreeMap::new());
 static REGISTRIES: Mutex<Option<HashMap<SocketAddr, Weak<Stub>>>> = Mutex::new(None);
+
+/// How long to wait for a registry's address.
+const ADDRESS_PATIENCE: Duration = Duration::from_secs(60);
 
 /// The image of this name (`a:1`).
 pub(super) fn sample(name: &str) -> Result<Arc<Sample>> {
@@ -60,7 +65,12 @@ pub(super) fn registry(address: SocketAddr, names: &[String]) -> Result<Arc<Stub
     let stub = match known.get(&address).and_then(Weak::upgrade) {
         Some(stub) => stub,
         None => {
-            let stub = Arc::new(Stub::start_at(address)?);
+            // Another process that judges the same workload has the address until it ends.
+            let mut last = None;
+            let stub = wait_for("the registry's address", ADDRESS_PATIENCE, || {
+                Stub::start_at(address).map_err(|error| last = Some(error)).ok()
+            });
+            let stub = Arc::new(stub.map_err(|late| last.unwrap_or(late))?);
             known.insert(address, Arc::downgrade(&stub));
             stub
         }
