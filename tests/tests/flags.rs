@@ -166,3 +166,32 @@ fn a_container_joins_the_processes_of_one_that_runs() -> Result<()> {
     assert!(refused.code != 0 && refused.output().contains(text), "{}", refused.output());
     Ok(())
 }
+
+#[test]
+fn an_init_passes_signals_on_reaps_and_ends_as_the_program_does() -> Result<()> {
+    needs_root!("an_init_passes_signals_on_reaps_and_ends_as_the_program_does");
+    let scratch = Scratch::new("flag-init")?;
+    let daemon = daemon_with_busybox(&scratch)?;
+    let run = |command: &[&str]| {
+        daemon.docker(&[&["run", "--rm", "--init", "--network", "none", "busybox"], command].concat())
+    };
+    assert_eq!(run(&["sh", "-c", "exit 7"])?.code, 7);
+    assert_eq!(run(&["sh", "-c", "kill -9 $$"])?.code, 137);
+    assert_eq!(run(&["no-such-program"])?.code, 127);
+    assert_eq!(run(&["/etc/passwd"])?.code, 126);
+    assert_eq!(run(&["sh", "-c", "test $$ -ne 1 && cat /proc/1/comm"])?.ok()?.stdout(), "docker-init\n");
+    // Orphans do not stay as zombies.
+    let orphans = "for i in 1 2 3; do sh -c 'true & exec true' & done; wait; sleep 0.3; ps -o stat | grep -c Z";
+    let seen = run(&["sh", "-c", orphans])?;
+    assert_eq!(seen.stdout().lines().next(), Some("0"), "{}", seen.output());
+    let script = "trap 'echo term; exit 4' TERM; echo ready; while :; do sleep 0.05; done";
+    daemon.docker_ok(&["run", "-d", "--name", "box", "--init", "--network", "none", "busybox", "sh", "-c", script])?;
+    baleen_tests::command::wait_for("the program", std::time::Duration::from_secs(10), || {
+        daemon.docker_ok(&["logs", "box"]).ok().filter(|text| text.contains("ready"))
+    })?;
+    assert_eq!(daemon.docker_ok(&["exec", "box", "echo", "inside"])?, "inside");
+    daemon.docker_ok(&["stop", "-t", "20", "box"])?;
+    assert_eq!(daemon.docker_ok(&["inspect", "-f", "{{.State.ExitCode}}", "box"])?, "4");
+    assert_eq!(daemon.docker_ok(&["logs", "box"])?, "ready\nterm");
+    Ok(())
+}

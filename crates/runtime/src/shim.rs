@@ -10,6 +10,7 @@
 mod cause;
 mod create;
 mod exec;
+mod init;
 mod join;
 mod program;
 mod serve;
@@ -153,8 +154,13 @@ fn set_up(config: ShimConfig) -> Result<serve::Server, StartFailure> {
     let (own, theirs) =
         Stdio::make(spec.tty, spec.open_stdin, dir, &held).map_err(|error| failed("make streams of", dir, &error))?;
 
-    let created =
-        create::create(create::Plan { id: &spec.id, bundle: &bundle, library: &dir.join(LIBRARY_NAME), stdio: theirs });
+    let created = create::create(create::Plan {
+        id: &spec.id,
+        bundle: &bundle,
+        library: &dir.join(LIBRARY_NAME),
+        stdio: theirs,
+        init: spec.init,
+    });
     let host = cgroup::Host::read().map_err(|(path, error)| failed("read", &path, &error))?;
     let group = host.group(&cgroup::path_of(&spec.cgroup_parent, &spec.id));
     let created = created.inspect_err(|_| discard(&group))?;
@@ -185,6 +191,7 @@ fn set_up(config: ShimConfig) -> Result<serve::Server, StartFailure> {
             streams,
             log,
             group: group.clone(),
+            executes: !spec.init,
             gate: None,
         }))
     };
@@ -219,7 +226,20 @@ fn set_up_exec(config: &ShimConfig, exec: &ExecConfig) -> Result<serve::Server, 
     })?;
     let (id, group) = (exec.id.clone(), Cgroup::from_dirs(Vec::new()));
     let gate = Some(gate);
-    Ok(serve::Server::new(serve::Parts { id, held, listener, signals, pid, pidfd, outcome, streams, log, group, gate }))
+    Ok(serve::Server::new(serve::Parts {
+        id,
+        held,
+        listener,
+        signals,
+        pid,
+        pidfd,
+        outcome,
+        streams,
+        log,
+        group,
+        executes: true,
+        gate,
+    }))
 }
 
 /// A created container that cannot be kept.

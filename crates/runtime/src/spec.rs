@@ -48,6 +48,8 @@ pub struct ContainerSpec {
     pub domainname: String,
     /// Gives the program a terminal.
     pub tty: bool,
+    /// Process 1 is a small init of ours, which starts the program, passes signals on to it and reaps what it leaves.
+    pub init: bool,
     /// Keeps the program's input open for attached clients.
     pub open_stdin: bool,
     /// The first attached client's end of input is the program's.
@@ -112,6 +114,7 @@ impl Default for ContainerSpec {
             hostname: String::new(),
             domainname: String::new(),
             tty: false,
+            init: false,
             open_stdin: false,
             stdin_once: false,
             privileged: false,

@@ -91,6 +91,48 @@ pub(crate) fn reset_signals() {
     };
 }
 
+/// Blocks every signal that can be blocked: [`next_signal`] takes them.
+pub(crate) fn block_all_signals() -> io::Result<()> {
+    let all = u64::MAX;
+    // SAFETY: `all` is a set of the kernel's length, which is passed, and outlives the call; the old set is not asked for.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &raw const all,
+            ptr::null_mut::<u64>(),
+            mem::size_of::<u64>(),
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Waits for the next signal. All are blocked.
+pub(crate) fn next_signal() -> io::Result<i32> {
+    let all = u64::MAX;
+    // SAFETY: `all` is a set of the kernel's length, which is passed, and outlives the call; neither what the signal tells nor a time limit
+    // is asked for.
+    let signal = unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigtimedwait,
+            &raw const all,
+            ptr::null_mut::<libc::siginfo_t>(),
+            ptr::null::<libc::timespec>(),
+            mem::size_of::<u64>(),
+        )
+    };
+    i32::try_from(signal).ok().filter(|&signal| signal > 0).ok_or_else(io::Error::last_os_error)
+}
+
+/// Sends any signal to a child that has not been reaped.
+pub(crate) fn signal_child(pid: Pid, signal: i32) -> io::Result<()> {
+    // SAFETY: kill takes numbers only; while the child is not reaped its number is its own.
+    match unsafe { libc::kill(pid.as_raw_nonzero().get(), signal) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Replaces this process's program. Returns only if that failed.
 pub(crate) fn execute(path: &CStr, arguments: &[CString], environment: &[CString]) -> io::Error {
     let pointers = |texts: &[CString]| texts.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect::<Vec<_>>();

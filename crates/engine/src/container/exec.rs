@@ -520,7 +520,8 @@ pub(crate) fn exec_spec(container: ContainerSpec, request: &ExecRequest, open_st
         spec.cwd.clone_from(&request.working_dir);
     }
     (spec.tty, spec.open_stdin, spec.stdin_once) = (request.tty, open_stdin, true);
-    // Nothing is mounted for it.
+    // Nothing is mounted for it, and it has no init of its own.
+    spec.init = false;
     spec.mounts.clear();
     spec
 }

@@ -40,7 +40,6 @@ fn refuse_unbuilt(host: &HostConfig) -> Result<(), EngineError> {
         (host.cpu_realtime_period != 0, "HostConfig.CpuRealtimePeriod"),
         (host.cpu_realtime_runtime != 0, "HostConfig.CpuRealtimeRuntime"),
         (some(&host.device_requests), "HostConfig.DeviceRequests"),
-        (host.init == Some(true), "HostConfig.Init"),
     ];
     match unbuilt.iter().find(|(asked_for, _)| *asked_for) {
         Some((_, field)) => Err(EngineError::not_implemented(*field)),
@@ -398,9 +397,8 @@ mod tests {
     #[test]
     fn what_is_not_built_is_refused_by_its_name() {
         type Change = fn(&mut CreateRequest);
-        let cases: [(Change, &str); 5] = [
+        let cases: [(Change, &str); 4] = [
             (|request| request.host_config.network_mode = "mynet".to_owned(), "network mode \"mynet\""),
-            (|request| request.host_config.init = Some(true), "HostConfig.Init"),
             (|request| request.host_config.links = Some(vec!["a:b".to_owned()]), "HostConfig.Links"),
             (|request| request.host_config.ipc_mode = "container:x".to_owned(), "HostConfig.IpcMode \"container:x\""),
             (

@@ -42,6 +42,7 @@ pub(crate) fn container_spec(
         hostname: config.hostname.clone(),
         domainname: config.domainname.clone(),
         tty: config.tty,
+        init: host.init == Some(true),
         open_stdin: config.open_stdin,
         stdin_once: config.stdin_once,
         privileged: host.privileged,

@@ -30,6 +30,7 @@ pub(super) struct Plan<'a> {
     pub(super) bundle: &'a Path,
     pub(super) library: &'a Path,
     pub(super) stdio: ContainerStdio,
+    pub(super) init: bool,
 }
 
 /// A container whose program waits to be executed.
@@ -106,8 +107,8 @@ fn work(plan: Plan<'_>, mut report: File, outcome: OwnedFd, causes: &Causes) -> 
 
 fn build(plan: Plan<'_>, outcome: OwnedFd, causes: &Causes) -> Result<i32, String> {
     causes.collect().map_err(|error| error.to_string())?;
-    let builder =
-        ContainerBuilder::new(plan.id.to_owned(), SyscallType::default()).with_executor(Program::new(outcome));
+    let builder = ContainerBuilder::new(plan.id.to_owned(), SyscallType::default())
+        .with_executor(Program::new(outcome, plan.init));
     let builder = builder.with_root_path(plan.library).map_err(|error| chain(&error))?;
     let builder = match plan.stdio {
         ContainerStdio::Pipes { stdin, stdout, stderr } => {

@@ -21,12 +21,13 @@ use crate::sys;
 #[derive(Clone)]
 pub(super) struct Program {
     outcome: Rc<OwnedFd>,
+    init: bool,
 }
 
 impl Program {
-    /// Reports failures to `outcome`, the writing end of a close-on-exec pipe.
-    pub(super) fn new(outcome: OwnedFd) -> Self {
-        Self { outcome: Rc::new(outcome) }
+    /// Reports failures to `outcome`, the writing end of a close-on-exec pipe. With `init` the program is the child of an init of ours.
+    pub(super) fn new(outcome: OwnedFd, init: bool) -> Self {
+        Self { outcome: Rc::new(outcome), init }
     }
 
     fn report(&self, failure: &StartFailure) {
@@ -53,7 +54,7 @@ impl Executor for Program {
     }
 
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        let failure = match run(spec) {
+        let failure = match run(spec, self.init) {
             Ok(never) => match never {},
             Err(failure) => failure,
         };
@@ -62,12 +63,16 @@ impl Executor for Program {
     }
 }
 
-fn run(spec: &Spec) -> Result<std::convert::Infallible, StartFailure> {
+fn run(spec: &Spec, init: bool) -> Result<std::convert::Infallible, StartFailure> {
     let (process, name) = process_of(spec)?;
     let none = Vec::new();
     let texts = |list: &'_ Option<Vec<String>>| list.as_ref().unwrap_or(&none).clone();
     let (arguments, environment) = (texts(process.args()), texts(process.env()));
-    Err(Ready::new(name, &arguments, &environment)?.execute())
+    let ready = Ready::new(name, &arguments, &environment)?;
+    if init {
+        super::init::become_init().map_err(|error| failure_of(name, &error))?;
+    }
+    Err(ready.execute())
 }
 
 /// A program that is found and can be executed without further preparation.

@@ -55,6 +55,8 @@ pub(super) struct Parts {
     pub(super) streams: Streams,
     pub(super) log: LogWriter,
     pub(super) group: Cgroup,
+    /// Its first process executes the program itself, and not by an init.
+    pub(super) executes: bool,
     /// Of a further program in a container of another shim.
     pub(super) gate: Option<Gate>,
 }
@@ -339,7 +341,10 @@ impl Server {
             self.failure = Some(serde_json::from_slice(&self.outcome_text).unwrap_or_else(|_| unreadable()));
             return;
         }
-        if self.phase == Phase::Starting && self.failure.is_none() && sys::has_executed(self.parts.pid) {
+        if self.phase == Phase::Starting
+            && self.failure.is_none()
+            && (!self.parts.executes || sys::has_executed(self.parts.pid))
+        {
             self.phase = Phase::Running;
             if let Some(gate) = &mut self.parts.gate {
                 gate.opened();
