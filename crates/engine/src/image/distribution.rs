@@ -40,9 +40,7 @@ impl Engine {
         let client = self.repository_client(reference.repository(), auth);
         let fetched = client.document(reference).await.map_err(registry_error)?;
         let platforms = match &fetched.document {
-            Document::Index(index) => {
-                index.manifests.iter().filter_map(|manifest| manifest.platform.clone()).map(Into::into).collect()
-            }
+            Document::Index(index) => index.manifests.iter().filter_map(|manifest| manifest.platform.clone()).collect(),
             Document::Manifest(manifest) if manifest.require_image().is_ok() => {
                 vec![client.config(&manifest.config).await.map_err(registry_error)?.platform()]
             }
