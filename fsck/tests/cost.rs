@@ -100,7 +100,8 @@ fn a_deep_check_costs_less_than_twice_the_hashing_alone_in_bounded_memory() {
         }
         processor() - began
     };
-    (hash(), check());
+    hash();
+    check();
     // The peak is counted from now on: the archives were in memory before.
     std::fs::write("/proc/self/clear_refs", "5").expect("the peak is reset");
     let before_kib = memory_kib("VmRSS:");
@@ -114,7 +115,7 @@ fn a_deep_check_costs_less_than_twice_the_hashing_alone_in_bounded_memory() {
     println!(
         "{} files, {} MiB: hashing alone {hashed:?}, the deep check {checked:?}, {ratio:.2} times; peak grew by {grown_kib} KiB",
         files.len(),
-        bytes * 5 >> 20
+        (bytes * 5) >> 20
     );
     assert!(grown_kib < 32 << 10, "memory is bounded: {grown_kib} KiB");
     if soak {
