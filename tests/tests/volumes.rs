@@ -186,6 +186,14 @@ fn binds_and_tmpfs_are_seen_as_asked_and_nothing_of_the_host_is_touched() -> Res
     let readonly = format!("type=bind,source={},target=/b/one,readonly", host.join("file").display());
     let seen = run(&daemon, &["--mount", &readonly], "cat /b/one; echo x > /b/one || true")?;
     assert_eq!(seen, "host", "a read-only file was written");
+    // A volume that stands for a directory of the host.
+    let device = format!("device={}", host.display());
+    daemon.docker_ok(&["volume", "create", "-o", "type=none", "-o", "o=bind", "-o", &device, "shown"])?;
+    assert_eq!(run(&daemon, &["-v", "shown:/srv/data"], "cat /srv/data/file; ls /srv/data")?, "host\nfile\nnew");
+    let pruned = daemon.docker_ok(&["volume", "prune", "-f", "-a"])?;
+    assert!(!pruned.contains("shown"), "{pruned}");
+    daemon.docker_ok(&["volume", "rm", "shown"])?;
+    assert!(host.join("file").exists(), "the host's directory went with the volume");
     // A missing source is made by -v and refused by --mount.
     let missing = host.join("made/deep");
     run(&daemon, &["-v", &format!("{}:/b", missing.display())], "true")?;

@@ -184,7 +184,7 @@ fn mounts(stored: &StoredContainer, etc: &EtcFiles, sources: Sources) -> Result<
         match (point.kind.as_str(), typed) {
             ("volume", _) => {
                 mounts.push(bind_mount(
-                    point.source.clone(),
+                    point.device.clone().unwrap_or_else(|| point.source.clone()),
                     point.destination.clone(),
                     !point.writable,
                     String::new(),

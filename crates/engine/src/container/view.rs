@@ -153,4 +153,7 @@ pub struct MountPoint {
     /// A volume that was made for this container and that nobody named: it may go with the container.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub anonymous: bool,
+    /// What a volume with `o=bind` shows instead of its own files; a path of the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
 }

@@ -40,19 +40,16 @@ impl Description {
         };
         check_driver(&request.driver, &name)?;
         check_name(&name)?;
-        for (option, value) in &request.options {
-            match option.as_str() {
-                "type" | "o" | "device" if value.is_empty() => {}
-                "type" | "o" | "device" | "size" => {
-                    return Err(EngineError::not_implemented(format!("the option \"{option}\" of local volumes")));
-                }
-                _ => return Err(EngineError::invalid(format!("create {name}: invalid option: \"{option}\""))),
-            }
-        }
+        check_options(&name, &request.options)?;
         // Docker shows `null` for what was not given.
         let some = |map: BTreeMap<String, String>| (!map.is_empty()).then_some(map);
         let (labels, options) = (some(labels), some(request.options.clone()));
         Ok(Self { version: VERSION, name, created: Timestamp::now(), labels, options })
+    }
+
+    /// The directory of the host that the volume shows instead of its own.
+    pub(crate) fn device(&self) -> Option<&str> {
+        self.options.as_ref()?.get("device").map(String::as_str).filter(|device| !device.is_empty())
     }
 
     pub(crate) fn to_bytes(&self) -> Result<Vec<u8>, EngineError> {
@@ -81,6 +78,33 @@ impl Description {
             return Err(EngineError::part(action(), found));
         }
         Ok(description)
+    }
+}
+
+/// Accepts no options, and those of a bind: `type=none,o=bind,device=/path`.
+fn check_options(name: &str, options: &BTreeMap<String, String>) -> Result<(), EngineError> {
+    if let Some(option) = options.keys().find(|key| !["type", "o", "device", "size"].contains(&key.as_str())) {
+        return Err(EngineError::invalid(format!("create {name}: invalid option: \"{option}\"")));
+    }
+    let of = |key: &str| options.get(key).map(String::as_str).unwrap_or_default();
+    if options.values().all(String::is_empty) {
+        return Ok(());
+    }
+    let words: Vec<&str> = of("o").split(',').collect();
+    let is_bind = matches!(of("type"), "" | "none" | "bind")
+        && words.iter().any(|word| matches!(*word, "bind" | "rbind"))
+        && words.iter().all(|word| matches!(*word, "bind" | "rbind" | "rw"))
+        && of("size").is_empty();
+    if !is_bind {
+        let (kind, o) = (of("type"), of("o"));
+        return Err(EngineError::not_implemented(format!(
+            "a local volume with the options type={kind:?}, o={o:?} (only type=none,o=bind is)"
+        )));
+    }
+    match of("device") {
+        "" => Err(EngineError::invalid(format!("create {name}: missing device in volume options"))),
+        device if device.starts_with('/') && !device.contains('\0') => Ok(()),
+        device => Err(EngineError::invalid(format!("create {name}: invalid device {device:?}: it must be absolute"))),
     }
 }
 
@@ -154,5 +178,17 @@ mod tests {
         let mut options = request("data");
         options.options.insert("colour".to_owned(), "red".to_owned());
         assert_eq!(Description::new(&options).unwrap_err().to_string(), "create data: invalid option: \"colour\"");
+        let with = |options: &[(&str, &str)]| {
+            let options = options.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+            Description::new(&CreateVolume { options, ..request("data") })
+        };
+        let bind = with(&[("type", "none"), ("o", "bind"), ("device", "/srv")]).unwrap();
+        assert_eq!(bind.device(), Some("/srv"));
+        let nfs = with(&[("type", "nfs"), ("o", "addr=10.0.0.1"), ("device", ":/x")]).unwrap_err();
+        assert_eq!(nfs.kind(), Kind::NotImplemented);
+        for device in ["", "relative"] {
+            let error = with(&[("type", "none"), ("o", "bind"), ("device", device)]).unwrap_err();
+            assert_eq!(error.kind(), Kind::InvalidParameter);
+        }
     }
 }

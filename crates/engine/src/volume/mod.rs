@@ -160,7 +160,8 @@ impl Engine {
         for name in self.volumes.names() {
             let Some(volume) = self.look_at_volume(&name, true) else { continue };
             let own = volume.labels.clone().unwrap_or_default();
-            let wanted = filter.all || own.contains_key(ANONYMOUS);
+            // One with options stands for something that is not here: Docker leaves it, too.
+            let wanted = volume.options.is_none() && (filter.all || own.contains_key(ANONYMOUS));
             if !wanted || !volume.users.is_empty() || !labels.lets_pass(volume.created, &own) {
                 continue;
             }

@@ -103,6 +103,7 @@ impl Bind {
         let point = MountPoint {
             kind: kind.to_owned(),
             anonymous: self.source == Source::Anonymous,
+            device: None,
             name,
             source,
             destination: self.target,
@@ -200,6 +201,7 @@ fn mounted(mount: &Mount) -> Result<Planned, EngineError> {
         writable: !mount.read_only,
         propagation: String::new(),
         anonymous: false,
+        device: None,
     };
     let (mut copy, mut labels) = (false, BTreeMap::new());
     match mount.kind.as_str() {

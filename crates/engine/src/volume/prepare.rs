@@ -61,7 +61,9 @@ impl Engine {
             if point.kind == "volume" {
                 let name = self.take_volume(&mut prepared, &point, labels)?;
                 let data = self.volume_data(&name);
-                if copy {
+                point.device = self.volumes.get(&name).and_then(|volume| volume.device().map(str::to_owned));
+                // A directory of the host's is as its owner wants it.
+                if copy && point.device.is_none() {
                     self.copy_up(&name, &point.destination, image, &mut root)?;
                 }
                 point.source = data.to_string_lossy().into_owned();
