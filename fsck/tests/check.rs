@@ -174,11 +174,10 @@ fn keeping_times(path: &Path, change: impl FnOnce(&Path)) {
     let (own, parents) = (time_of(path), time_of(parent));
     change(path);
     for (path, time) in [(path, own), (parent, parents)] {
-        if let (Some(time), Ok(facts)) = (time, std::fs::symlink_metadata(path)) {
-            if facts.is_file() || facts.is_dir() {
-                let file = std::fs::File::open(path).expect("opens");
-                file.set_modified(time).expect("a time");
-            }
+        if let (Some(time), Ok(facts)) = (time, std::fs::symlink_metadata(path))
+            && (facts.is_file() || facts.is_dir())
+        {
+            std::fs::File::open(path).expect("opens").set_modified(time).expect("a time");
         }
     }
 }
@@ -478,7 +477,10 @@ fn flip_last_batch(path: &Path) {
 }
 
 #[test]
-fn a_record_that_says_other_than_its_layer_and_one_that_names_what_is_not_there_are_named() {
+fn a_record_that_says_other_than_its_layer_is_named() {
+    if !is_root("a_record_that_says_other_than_its_layer_is_named") {
+        return;
+    }
     let scratch = Scratch::new();
     let store = scratch.open();
     let mut txn = store.begin().expect("a transaction");
