@@ -40,8 +40,8 @@ pub(super) fn sample(name: &str) -> Result<Arc<Sample>> {
     let scratch = Scratch::new("reference")?;
     let mut trees = BTreeMap::new();
     for layer in &image.layers {
-        if !trees.contains_key(&layer.diff_id()) {
-            trees.insert(layer.diff_id(), tree::of_layer(&scratch, &layer.tar)?);
+        if let std::collections::btree_map::Entry::Vacant(tree) = trees.entry(layer.diff_id()) {
+            tree.insert(tree::of_layer(&scratch, &layer.tar)?);
         }
     }
     let sample = Arc::new(Sample { image, trees });
@@ -129,7 +129,7 @@ fn folder(name: &str, seed: u64, files: u64) -> Result<Layer> {
         let size = [0, 100, 4_096, 9_000, 20_000][random.below(5) as usize];
         let path = format!("{name}/f{number}");
         entries.push(
-            Entry::file(&path, random.bytes(size)).mode(0o600 | number as u32 % 8).mtime(1_700_000_000 + number, 7),
+            Entry::file(&path, random.bytes(size)).mode(0o600 | (number as u32 % 8)).mtime(1_700_000_000 + number, 7),
         );
     }
     Layer::of(&entries)
