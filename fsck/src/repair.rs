@@ -85,7 +85,7 @@ fn after_opening(finding: &Finding, opened: &Opened, stands: &[Stand]) -> Outcom
 
 /// Checks every byte of an open store, and puts right what can be.
 ///
-/// `findings` are those of [`open`]; `watch` is that of [`crate::deep`].
+/// `findings` are those of [`open`]; `watch` is that of [`crate::deep()`].
 ///
 /// # Durability
 /// What the report calls corrected is durable.
@@ -137,6 +137,11 @@ pub fn repair(
     }
     let checked_through = checked_through.filter(|_| !complete);
     Ok(Report { version: REPORT_VERSION, depth: Depth::Deep, complete, checked_through, findings })
+}
+
+/// Whether a finding is about what a node is like, and not about what it holds.
+fn is_attribute(code: Code) -> bool {
+    matches!(code, Code::NodeMode | Code::NodeOwner | Code::NodeTime | Code::NodeXattrs)
 }
 
 /// What a repair works with.
@@ -208,6 +213,8 @@ impl Work<'_> {
             finding.outcome = if is_left(difference) {
                 suspect = true;
                 Outcome::Left(word.map_or("nothing at hand has what was stored", String::as_str).to_owned())
+            } else if is_attribute(difference.code) {
+                Outcome::Corrected("set again from the recipe".to_owned())
             } else {
                 Outcome::Corrected(word.map_or("restored from the recipe", String::as_str).to_owned())
             };
