@@ -11,8 +11,8 @@ use baleen_registry::{Clock as RetryClock, MonotonicClock};
 use baleen_snapshotter::Intervals as CheckpointIntervals;
 
 /// Two checkpoints of a layer that was never cut are apart by so much: each costs a few flushes, and what a cut costs
-/// then is so many seconds of downloading.
-const CHECKPOINT_SPACING: Duration = Duration::from_secs(4);
+/// then is so many seconds of downloading. The first one comes after that time as well, however slow the network is.
+const CHECKPOINT_SPACING: Duration = Duration::from_secs(3);
 
 /// Everything that an [`Engine`](crate::Engine) is told from outside. It reads no file and no variable by itself.
 #[derive(Debug, Clone)]
@@ -79,7 +79,11 @@ impl EngineConfig {
             certs_dirs: Vec::new(),
             user_agent: concat!("baleen/", env!("CARGO_PKG_VERSION")).to_owned(),
             retry_clock: Arc::new(MonotonicClock),
-            checkpoint_intervals: CheckpointIntervals { spacing: CHECKPOINT_SPACING, ..CheckpointIntervals::default() },
+            checkpoint_intervals: CheckpointIntervals {
+                spacing: CHECKPOINT_SPACING,
+                patience_first: CHECKPOINT_SPACING,
+                ..CheckpointIntervals::default()
+            },
             network,
             limits: Limits::default(),
         }

@@ -22,6 +22,10 @@ use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::progress::{LayerPhase, Progress, ProgressSender};
 
+/// What a pull that was cut before is taken to have been cut: the log tells of one, and where power fails once it may well
+/// fail again, so that the longest intervals are passed over.
+const KNOWN_CUTS: u32 = 2;
+
 /// A layer of the image that is being pulled.
 #[derive(Debug, Clone)]
 struct Wanted {
@@ -131,7 +135,7 @@ impl Engine {
                     let pull = pull_fact(manifest, layers.iter().map(|layer| &layer.descriptor).zip(places), &lease);
                     was_cut = store.begin_pull(pull).map_err(store_error("begin the pull"))?;
                 }
-                Ok(Prepared { lease: Arc::new(lease), missing, cuts: u32::from(was_cut) })
+                Ok(Prepared { lease: Arc::new(lease), missing, cuts: if was_cut { KNOWN_CUTS } else { 0 } })
             })
             .await
     }
