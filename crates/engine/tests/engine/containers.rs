@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use baleen_engine::{
-    AttachRequest, ContainerStatus, EngineError, EventQuery, Kind, OutputStream, RemoveContainer, StopRequest,
-    WaitCondition,
+    AttachRequest, ContainerStatus, EngineError, EventQuery, EventType, Kind, OutputStream, RemoveContainer,
+    StopRequest, WaitCondition,
 };
 use baleen_tests::image::busybox;
 use baleen_tests::scratch::mounts_below;
@@ -230,15 +230,21 @@ fn events_tell_a_life_in_order() -> Result<()> {
     fixture.run(engine.remove_container(&id, RemoveContainer::default()))?;
     let told = fixture.run(async {
         let mut told = Vec::new();
-        while told.len() < 4 {
+        while told.len() < 6 {
             let event = events.next().await.expect("events go on");
+            if event.kind == EventType::Network {
+                assert_eq!(event.actor.attributes["container"], id);
+                told.push((format!("network {}", event.action), String::new()));
+                continue;
+            }
             assert_eq!((event.actor.id.as_str(), event.actor.attributes["image"].as_str()), (&*id, &*image));
             told.push((event.action.clone(), event.actor.attributes.get("exitCode").cloned().unwrap_or_default()));
         }
         Ok(told)
     })?;
     let told: Vec<(&str, &str)> = told.iter().map(|(action, code)| (action.as_str(), code.as_str())).collect();
-    assert_eq!(told, [("create", ""), ("start", ""), ("die", "2"), ("destroy", "")]);
+    let (connect, disconnect) = (("network connect", ""), ("network disconnect", ""));
+    assert_eq!(told, [("create", ""), connect, ("start", ""), ("die", "2"), disconnect, ("destroy", "")]);
     Ok(())
 }
 
