@@ -85,6 +85,12 @@ fn every_test_that_the_promises_page_names_exists() -> Result<()> {
         // Tests with a harness of their own are listed by name.
         let listed = text.split("tests!(").skip(1).filter_map(|rest| rest.split(')').next());
         tests.extend(listed.flat_map(|names| names.split(',').map(|name| name.trim().to_owned())));
+        // Or with their functions: `("name", name)`.
+        let quoted: Vec<&str> = text.split('"').collect();
+        let follows = |pair: &&[&str]| pair[1].trim_start_matches([',', ' ', '\n']).starts_with(pair[0]);
+        tests.extend(
+            quoted.windows(2).filter(|pair| !pair[0].is_empty()).filter(follows).map(|pair| pair[0].to_owned()),
+        );
         let mut is_test = false;
         for line in text.lines().map(str::trim) {
             if line.contains("#[test]") || line.contains("::test]") || line.contains("::test(") {
