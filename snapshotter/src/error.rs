@@ -79,8 +79,10 @@ pub enum ExtractError {
         /// What is wrong with it.
         problem: &'static str,
     },
-    /// A hard link's target is not in this layer.
-    #[error("hard link {path:?} leads to {target:?}, which is not in the same layer; build the image anew without it")]
+    /// A hard link leads to nothing that this layer or those below it show.
+    #[error(
+        "hard link {path:?} leads to {target:?}, which is neither in its layer nor in those below; build the image anew without it"
+    )]
     LinkOutsideLayer {
         /// The link.
         path: String,
