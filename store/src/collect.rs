@@ -210,6 +210,12 @@ impl Store {
         if facts.is_empty() && !wal.is_minimal()? {
             wal.compact(&facts)?;
         }
+        drop(wal);
+        if facts.is_empty()
+            && let Err(error) = self.remove_second_copy()
+        {
+            tracing::debug!(error = %error, "the second copy stays until it is written again");
+        }
         Ok(removed)
     }
 }

@@ -5,7 +5,8 @@
 //! K2  It says nothing that was not durable in the log before. So a copy that knows more than the log is proof that the log
 //!     has lost its end.
 //! K3  Two files take turns; the one that is not written meanwhile is whole.
-//! K4  It is written when somebody asks for it, as a whole, and never for a record.
+//! K4  An empty store has none, so that it is as small as it was when it was made.
+//! K5  It is written when somebody asks for it, as a whole, and never for a record.
 //!
 //! Touches: `index-0` and `index-1` in the data root, through [`Disk`] only.
 
@@ -131,6 +132,19 @@ impl SecondCopy {
 }
 
 impl Store {
+    /// Removes both files (K4).
+    pub(crate) fn remove_second_copy(&self) -> Result<(), StoreError> {
+        for name in SLOTS {
+            match self.shared.disk.remove_file(&self.shared.layout.root, name) {
+                Err(error) if !is_missing(&error) => {
+                    return Err(error).context("remove", || String::from_utf8_lossy(name).into_owned());
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Writes the second copy of the facts, if anything was recorded since it was written last. For a moment when nothing
     /// else is to be done, and for the end.
     ///
@@ -151,6 +165,11 @@ impl Store {
             }
             (wal.store_id(), SecondCopy { sequence, facts: shared.state().facts.clone() })
         };
+        if copy.facts.is_empty() {
+            self.remove_second_copy()?;
+            *written = copy.sequence;
+            return Ok(false);
+        }
         let bytes = copy.encode(store_id)?;
         let newest = |name: &&[u8]| {
             let file = disk.open_file(root, name, Access::Read).ok()?;
