@@ -117,7 +117,7 @@ pub(super) fn port(client: &Client, parsed: &Parsed) -> Result<Ending, Failure> 
     let wanted = if asked.contains('/') { asked.clone() } else { format!("{asked}/tcp") };
     let bindings = ports.iter().find(|(port, _)| *port == wanted).map_or(&[][..], |(_, bindings)| bindings.items());
     if bindings.is_empty() {
-        return Err(Failure::refused(format!("no public port '{asked}' published for {container}")));
+        return Err(Failure::refused(format!("Error: No public port '{asked}' published for {container}")));
     }
     for binding in bindings {
         output::print(&format!("{}\n", place(binding)))?;
