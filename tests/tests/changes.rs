@@ -212,9 +212,13 @@ fn a_start_of_the_daemon_starts_what_should_run() -> Result<()> {
         "sleep",
         "9",
     ])?;
+    for name in ["ended", "gone"] {
+        run(&daemon, &["--name", name, "--restart", "unless-stopped"], "sleep 1000")?;
+    }
     // A boot: no daemon, no shim, no container, and nothing in the run directory.
-    let pids: Vec<String> =
-        ["always", "unless-stopped", "on-failure", "no"].map(|name| state(&daemon, name, ".State.Pid")).into();
+    let pids: Vec<String> = ["always", "unless-stopped", "on-failure", "no", "ended", "gone"]
+        .map(|name| state(&daemon, name, ".State.Pid"))
+        .into();
     daemon.kill();
     for pid in pids {
         baleen_tests::command::succeed("kill", &["-9", &pid])?;
@@ -226,6 +230,9 @@ fn a_start_of_the_daemon_starts_what_should_run() -> Result<()> {
     })?;
     std::fs::remove_dir_all(daemon.exec_root())?;
     daemon.run()?;
+    // A stop and a removal that come while the policies are at work last.
+    daemon.docker(&["stop", "-t", "0", "ended"])?;
+    daemon.docker_ok(&["rm", "-f", "gone"])?;
     let status = |name: &str| state(&daemon, name, ".State.Status");
     for name in ["always", "always-stopped", "unless-stopped", "on-failure"] {
         wait_for(name, Duration::from_secs(20), || (status(name) == "running").then_some(()))?;
@@ -236,5 +243,8 @@ fn a_start_of_the_daemon_starts_what_should_run() -> Result<()> {
         assert_eq!(status(name), expected, "{name}");
     }
     assert_eq!(state(&daemon, "no", ".State.ExitCode"), "255");
+    assert_eq!(status("ended"), "exited", "it runs again after its stop");
+    assert!(daemon.docker(&["inspect", "gone"])?.code != 0);
+    daemon.docker_ok(&["rm", "-f", "ended"])?;
     Ok(())
 }

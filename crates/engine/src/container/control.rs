@@ -91,7 +91,11 @@ impl Engine {
             let stop_signal = stop_signal(&container.stored().config)?;
             let is_end = number == SIGKILL || number == stop_signal;
             if is_end && engine.end_wait(&container) {
-                return engine.record_stopped(&container).await;
+                // What a start under way has begun gets the signal.
+                engine.await_turn(&container).await?;
+                if !container.live().state.status.is_running() {
+                    return engine.record_stopped(&container).await;
+                }
             }
             if number != SIGKILL {
                 engine.signal(&container, number).await?;
@@ -196,11 +200,15 @@ impl Engine {
 
     async fn stop(self: &Arc<Self>, container: &Arc<Container>, request: &StopRequest) -> Result<(), EngineError> {
         let config = &container.stored().config;
+        let waited = self.end_wait(container);
         if !container.live().state.status.is_running() {
-            return Err(EngineError::AlreadyStopped);
-        }
-        if self.end_wait(container) {
-            return Ok(());
+            // A start that is under way is waited for, and what it has begun is stopped like any other.
+            self.await_turn(container).await?;
+            match container.live().state.status.is_running() {
+                true => {}
+                false if waited => return Ok(()),
+                false => return Err(EngineError::AlreadyStopped),
+            }
         }
         let number = match request.signal.as_deref() {
             Some(signal) if !signal.is_empty() => signal::parse(signal)?,
@@ -266,8 +274,16 @@ impl Engine {
         Ok(())
     }
 
+    /// Waits until nobody starts, ends or removes the container.
+    async fn await_turn(&self, container: &Container) -> Result<(), EngineError> {
+        let turn = Arc::clone(&container.turn).acquire_owned().await;
+        turn.map(drop).map_err(|_| EngineError::ShuttingDown)
+    }
+
     async fn remove_by_force(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), EngineError> {
         self.end_wait(container);
+        // So that what a start under way has begun is killed too.
+        self.await_turn(container).await?;
         if container.live().state.status.is_running() {
             let end = container.wait(WaitCondition::NotRunning)?;
             self.signal(container, SIGKILL).await?;

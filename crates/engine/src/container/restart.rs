@@ -180,26 +180,21 @@ impl Engine {
         true
     }
 
-    /// Starts in the background what a policy wants to run when an engine opens.
+    /// Starts in the background what a policy wants to run when an engine opens. Until then it waits like between two runs, so that a stop
+    /// or a removal ends that (P2).
     pub(crate) fn start_at_boot(self: &Arc<Self>, container: &Arc<Container>) {
-        let wanted = {
-            let live = container.live();
+        let number = {
             let stored = container.stored();
-            starts_at_boot(&stored.host_config.restart_policy, live.desired, live.state.exit_code)
-        };
-        if !wanted {
-            return;
-        }
-        let (engine, container) = (Arc::clone(self), Arc::clone(container));
-        drop(tokio::spawn(async move {
-            match engine.start_as(&container, Cause::Boot).await {
-                Ok(()) => tracing::info!(container = container.id(), "started by its restart policy"),
-                Err(EngineError::AlreadyStarted) => {}
-                Err(error) => {
-                    tracing::error!(container = container.id(), error = error.chain(), "cannot be started at boot");
-                }
+            let mut live = container.live();
+            if !starts_at_boot(&stored.host_config.restart_policy, live.desired, live.state.exit_code) {
+                return;
             }
-        }));
+            live.state.status = ContainerStatus::Restarting;
+            live.restarts.wait_number += 1;
+            live.restarts.wait_number
+        };
+        let (engine, container) = (Arc::clone(self), Arc::clone(container));
+        drop(tokio::spawn(async move { engine.run_again(&container, number).await }));
     }
 }
 

@@ -36,10 +36,8 @@ use crate::time::Timestamp;
 pub(crate) enum Cause {
     /// A client.
     User,
-    /// Its restart policy, after the wait of this number.
+    /// Its restart policy, after the wait of this number, or as the engine opens.
     Policy(u64),
-    /// The engine's opening.
-    Boot,
 }
 
 /// The container whose PID namespace another one joins.
