@@ -137,7 +137,7 @@ pub fn ownerless(daemon: &Daemon, allowed: &Allowed) -> Result<Vec<String>> {
     };
     for name in names("") {
         match name.as_str() {
-            "FORMAT" | "LOCK" | "wal" | "index.redb" | "trash" | "volumes" => {}
+            "FORMAT" | "LOCK" | "wal" | "index-0" | "index-1" | "trash" | "volumes" => {}
             "blobs" => found.extend(
                 names("blobs/sha256")
                     .into_iter()
