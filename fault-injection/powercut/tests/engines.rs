@@ -106,13 +106,15 @@ fn mutated() -> Option<PathBuf> {
 }
 
 /// Each deliberate fault of the engine, a workload that meets it, and whether it wants more than the boundaries of epochs.
-const MUTATIONS: [(&str, &str, bool); 6] = [
+///
+/// Not among them today: `torn-batch-accepted` with `many`. It was convicted until opening learned to salvage a damaged log, which
+/// now mends what this fault lets in (docs/powercut.md).
+const MUTATIONS: [(&str, &str, bool); 5] = [
     ("barrier-skipped", "pull", false),
     ("record-before-barrier", "pull", false),
     ("staging-wiped", "pull", false),
     ("log-sync-skipped", "tag", false),
     ("checkpoint-before-data", "resume", true),
-    ("torn-batch-accepted", "many", true),
 ];
 
 #[test]

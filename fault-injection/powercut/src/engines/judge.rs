@@ -147,6 +147,7 @@ impl Judge<'_> {
         self.images(&found)?;
         self.containers(&found)?;
         if self.workload.kind == Kind::Baleen {
+            self.damage()?;
             self.layers_on_disk()?;
             self.blobs_on_disk()?;
             self.owners("after its start")?;
@@ -303,6 +304,16 @@ impl Judge<'_> {
             rest = next;
         }
         Ok(String::from_utf8_lossy(&text).lines().map(str::to_owned).collect())
+    }
+
+    /// A power cut damages nothing: an engine that says so has lost something, or cannot tell a torn end from damage.
+    fn damage(&mut self) -> Result<()> {
+        let info = self.engine.get("/info")?;
+        let told: Vec<&str> = info["Warnings"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        for warning in told.into_iter().filter(|text| text.contains("store was damaged")) {
+            self.say("P2", format!("after a power cut the engine says: {warning}"));
+        }
+        Ok(())
     }
 
     /// Every layer in its place, whether an image has it or not: what was acknowledged as complete is there.
