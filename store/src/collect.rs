@@ -103,8 +103,7 @@ impl Store {
         if !self.shared.state().facts.volumes.contains_key(name) {
             return Err(StoreError::VolumeMissing { volume: name.to_owned() });
         }
-        self.remove(vec![Record::VolumeRemoved(name.to_owned())], Removed::default())?;
-        self.settle_removed_volume()
+        self.remove(vec![Record::VolumeRemoved(name.to_owned())], Removed::default()).map(drop)
     }
 
     /// Removes what nothing needs: blobs, layers and partial layers without a root, and the oldest pull records beyond
@@ -204,6 +203,9 @@ impl Store {
             self.shared.log.wal().stop(); // A name is not free (C3): opening brings the tree after the log.
         }
         tidied?;
+        if objects.iter().any(|object| matches!(object, Object::Volume(_))) {
+            self.settle_removed_volume()?; // Before the log forgets that it was removed.
+        }
         // An empty store gives back what its log took.
         let mut wal = self.shared.log.wal();
         let facts = self.shared.state().facts.clone();

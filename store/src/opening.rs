@@ -6,7 +6,8 @@
 //! O3  What no record names goes to the trash: it was never acknowledged, or its removal was.
 //! O4  Work depends on what was in flight: directories are listed, and nothing below an object is opened.
 //! O5  A layer that was being fetched stays if a pull wants it and it has a checkpoint; else it goes to the trash.
-//! O6  What is in `volumes/` is users' data: what no record names stays there, and is only told.
+//! O6  What is in `volumes/` is users' data: what no record names stays there, and is only told. A volume whose removal is the
+//!     last thing recorded goes to the trash: an answered removal has freed its name durably, this one was cut before.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex};
@@ -25,7 +26,7 @@ use crate::salvage::{Lost, lost_format, restore_format, salvage};
 use crate::second_copy::SecondCopy;
 use crate::store::{Shared, State, Store};
 use crate::trash::{Aside, move_aside};
-use crate::wal::{Purpose, StoreId, Wal};
+use crate::wal::{Purpose, Replayed, StoreId, Wal};
 
 /// What an opening found and did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -115,7 +116,7 @@ impl Store {
         let aside = Aside::new(replayed.opened);
         let mut missing = Vec::new();
         if !opened.clean {
-            missing = reconcile(disk.as_ref(), &layout, &replayed.facts, &aside, &mut opened)?;
+            missing = reconcile(disk.as_ref(), &layout, &replayed, &aside, &mut opened)?;
         }
         let state = State { facts: replayed.facts, ..State::default() };
         let store = Self {
@@ -217,10 +218,11 @@ fn create(disk: &dyn Disk, root: &Handle, store_id: StoreId) -> Result<StoreId, 
 fn reconcile(
     disk: &dyn Disk,
     layout: &Layout,
-    facts: &Facts,
+    replayed: &Replayed,
     aside: &Aside,
     opened: &mut Opened,
 ) -> Result<Vec<Object>, StoreError> {
+    let facts = &replayed.facts;
     if mutation::is(Mutation::StagingWiped) {
         discard_staged(disk, layout, aside, opened)?;
         discard_partial(disk, layout, facts, aside, opened)?;
@@ -262,8 +264,7 @@ fn reconcile(
             }
         }
         for name in names {
-            // O6: an acknowledged removal has freed its name durably, so what stands here was never given up in order.
-            if prefix == "volumes" {
+            if prefix == "volumes" && !is_removed_volume(disk, dir, &name, replayed)? {
                 opened.foreign_volumes.push(String::from_utf8_lossy(&name).into_owned());
                 continue;
             }
@@ -272,6 +273,17 @@ fn reconcile(
         }
     }
     Ok(missing)
+}
+
+/// Whether a folder in `volumes/` is one that a removal gave up whose rename is lost (O6).
+fn is_removed_volume(disk: &dyn Disk, dir: &Handle, name: &[u8], replayed: &Replayed) -> Result<bool, StoreError> {
+    let removed = std::str::from_utf8(name).is_ok_and(|name| replayed.removed_volumes.contains(name));
+    let path = || format!("volumes/{}", String::from_utf8_lossy(name));
+    if !removed || disk.metadata_at(dir, name).context("look up", path)?.kind != NodeKind::Directory {
+        return Ok(false);
+    }
+    let volume = disk.open_dir(dir, name).context("open", path)?;
+    exists(disk, &volume, b"volume.json").context("look up", path)
 }
 
 /// Empties `staging/`. Name by name and never a transaction's folder as a whole: the rename that took a live object out of

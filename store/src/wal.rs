@@ -15,6 +15,7 @@
 
 mod remains;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::disk::{Access, Disk, Handle, read_full_at};
@@ -87,6 +88,8 @@ struct Segment {
 pub(crate) struct Replayed {
     /// The facts that all records add up to.
     pub(crate) facts: Facts,
+    /// Volumes whose removal is recorded and was perhaps not answered: nothing but removals follows.
+    pub(crate) removed_volumes: BTreeSet<String>,
     /// Whether the store was closed in order, so that nothing can be in flight.
     pub(crate) clean: bool,
     /// The sequence of this opening's `Opened` record.
@@ -138,7 +141,7 @@ impl Wal {
             let what = format!("the log ends with record {ends}, and the second copy knows {known_through}");
             return Err(StoreError::Damaged { what });
         }
-        let Replay { facts, next_sequence, closed, torn, last_batch } = log.replay;
+        let Replay { facts, removed_volumes, next_sequence, closed, torn, last_batch } = log.replay;
         let clean = closed && !torn;
         remove_if_there(disk.as_ref(), &dir, NEW)?;
         let spare = take_spare(disk.as_ref(), &dir)?;
@@ -164,7 +167,7 @@ impl Wal {
             Err(StoreError::LogFull) => tracing::warn!("the disk is full: the log has no reserve, removals only"),
             other => other?,
         }
-        Ok((wal, Replayed { facts, clean, opened }))
+        Ok((wal, Replayed { facts, removed_volumes, clean, opened }))
     }
 
     /// The store that the log belongs to.
@@ -463,8 +466,10 @@ struct Log {
 }
 
 /// What replay knows so far.
+#[derive(Default)]
 struct Replay {
     facts: Facts,
+    removed_volumes: BTreeSet<String>,
     next_sequence: u64,
     /// Whether the last valid record is `Closed`.
     closed: bool,
@@ -472,6 +477,24 @@ struct Replay {
     torn: bool,
     /// The last batch after the base, of which alone durability is unknown.
     last_batch: Option<Batch>,
+}
+
+impl Replay {
+    /// A volume's removal holds everything reserved until its name is durably free, so any record but a removal's says that
+    /// it is.
+    fn note_removed_volumes(&mut self, record: &Record) {
+        match record {
+            Record::VolumeRemoved(name) => drop(self.removed_volumes.insert(name.clone())),
+            Record::Opened
+            | Record::BlobRemoved(_)
+            | Record::LayerRemoved(_)
+            | Record::ImageRemoved(_)
+            | Record::TagRemoved(_)
+            | Record::PullEnded(_)
+            | Record::ContainerRemoved(_) => {}
+            _ => self.removed_volumes.clear(),
+        }
+    }
 }
 
 /// Replays every segment from the newest base on. Writes nothing.
@@ -495,13 +518,7 @@ fn read_log(disk: &dyn Disk, dir: &Handle, store_id: StoreId) -> Result<Log, Sto
         return Err(broken("the log has no base segment".to_owned()));
     }
     let base = headers[0].number;
-    let mut replay = Replay {
-        facts: Facts::default(),
-        next_sequence: headers[0].first_sequence,
-        closed: false,
-        torn: false,
-        last_batch: None,
-    };
+    let mut replay = Replay { next_sequence: headers[0].first_sequence, ..Replay::default() };
     for (index, header) in headers.iter().enumerate() {
         if header.number != base + index as u64 {
             return Err(broken(format!("{} is missing", segment_path(base + index as u64))));
@@ -554,6 +571,7 @@ fn replay_segment(
             }
             replay.next_sequence += 1;
             replay.closed = record == Record::Closed;
+            replay.note_removed_volumes(&record);
             replay.facts.apply(sequence, record);
         }
         position += batch.padded_bytes();
@@ -763,7 +781,7 @@ pub fn fuzz_replay(body: &[u8]) -> Result<usize, StoreError> {
             frame[32..FRAME_HEADER].copy_from_slice(&sum);
         }
     }
-    let mut replay = Replay { facts: Facts::default(), next_sequence: 1, closed: false, torn: false, last_batch: None };
+    let mut replay = Replay { next_sequence: 1, ..Replay::default() };
     let result = replay_segment(store_id, &header, &bytes, None, &mut replay);
     for (sequence, record) in replay.facts.records() {
         let mut payload = Vec::new();
@@ -800,8 +818,7 @@ mod tests {
 
     fn replay(bytes: &[u8]) -> Result<Replay, StoreError> {
         let header = SegmentHeader { kind: KIND_CONTINUED, number: 1, first_sequence: 1 };
-        let mut replay =
-            Replay { facts: Facts::default(), next_sequence: 1, closed: false, torn: false, last_batch: None };
+        let mut replay = Replay { next_sequence: 1, ..Replay::default() };
         replay_segment([7; 16], &header, bytes, None, &mut replay).map(|_| replay)
     }
 

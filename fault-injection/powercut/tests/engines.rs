@@ -79,8 +79,6 @@ fn uncut(workload: &mut EngineWorkload) -> Result<Vec<Broken>> {
 
 /// Two thousand records and six thousand files are prepared for these: they are for `make powercut`.
 const LONG: [&str; 2] = ["compact", "real"];
-/// These break a promise in a few states today (docs/powercut.md, Known breaches): `make powercut` has them.
-const NOT_YET: [&str; 2] = ["restart", "volume"];
 
 #[test]
 fn what_baleen_acknowledged_survives_every_tried_cut_and_nothing_is_half_there() -> Result<()> {
@@ -88,7 +86,7 @@ fn what_baleen_acknowledged_survives_every_tried_cut_and_nothing_is_half_there()
     baleen_tests::daemon::binary()?;
     let mut wrong = Vec::new();
     let names = engines::names(Kind::Baleen);
-    let short = names.into_iter().filter(|name| !LONG.contains(name) && !NOT_YET.contains(name));
+    let short = names.into_iter().filter(|name| !LONG.contains(name));
     for name in short.chain(["mixed-1", "mixed-2"]) {
         let mut workload = engines::workload(Kind::Baleen, name, Options::default())?;
         let second_cuts = u64::from(matches!(name, "pull" | "container" | "remove"));
