@@ -103,16 +103,17 @@ fn mutated() -> Option<PathBuf> {
     std::env::var_os("BALEEN_MUTATED_BIN").map(PathBuf::from).filter(|path| path.is_file())
 }
 
-/// Each deliberate fault of the engine, a workload that meets it, and whether it wants more than the boundaries of epochs.
+/// Deliberate faults of the engine, each with a workload that meets it.
 ///
-/// Not among them today: `torn-batch-accepted` with `many`. It was convicted until opening learned to salvage a damaged log, which
-/// now mends what this fault lets in (docs/powercut.md).
-const MUTATIONS: [(&str, &str, bool); 5] = [
-    ("barrier-skipped", "pull", false),
-    ("record-before-barrier", "pull", false),
-    ("staging-wiped", "pull", false),
-    ("log-sync-skipped", "tag", false),
-    ("checkpoint-before-data", "resume", true),
+/// Not among them, since whether a recording meets them is luck: `checkpoint-before-data` with `resume`, convicted in one recording of
+/// two, since resuming finds most of what it loses by itself and starts the layer anew; the cut tests of the store, which leave out each
+/// barrier once, convict it every time (`a_cut_layer_goes_on_from_its_last_checkpoint`). And `torn-batch-accepted` with `many`: it was
+/// convicted until opening learned to salvage a damaged log (docs/powercut.md).
+const MUTATIONS: [(&str, &str); 4] = [
+    ("barrier-skipped", "pull"),
+    ("record-before-barrier", "pull"),
+    ("staging-wiped", "pull"),
+    ("log-sync-skipped", "tag"),
 ];
 
 #[test]
@@ -123,14 +124,13 @@ fn every_mutation_of_the_engine_passes_uncut_and_is_convicted_by_cut_states() ->
         skipped("every_mutation_of_the_engine_passes_uncut_and_is_convicted_by_cut_states", reason);
         return Ok(());
     };
-    for (mutation, name, all_kinds) in MUTATIONS {
+    for (mutation, name) in MUTATIONS {
         let variables = vec![("BALEEN_MUTATION".to_owned(), mutation.to_owned())];
         let mut workload =
             engines::workload(Kind::Baleen, name, Options { program: Some(program.clone()), variables })?;
         let broken = uncut(&mut workload)?;
         ensure!(broken.is_empty(), "{mutation} was seen without a cut: {broken:?}");
-        let plan =
-            Plan { boundaries_only: !all_kinds, states_max: 150, convictions_max: 1, seed: 7, ..Plan::default() };
+        let plan = Plan { boundaries_only: true, states_max: 150, convictions_max: 1, seed: 7, ..Plan::default() };
         // Two recordings are not alike to the byte; one whose checkpoints came at a lucky time is followed by another.
         let mut convictions = Vec::new();
         for _ in 0..RECORDINGS_MAX {
@@ -151,8 +151,11 @@ const RECORDINGS_MAX: u32 = 3;
 /// Writes of the recording that are tried to fail, until one is data that nobody else answers for. Which they are differs from
 /// one recording to the next: a journal's writes lie between.
 fn failed_writes() -> impl Iterator<Item = u64> {
-    (20..48).chain(10..20)
+    (0..FAILED_WRITE_ROUNDS).flat_map(|_| (16..48).chain(10..16))
 }
+
+/// How often all of them are tried: about one in twenty is such a write.
+const FAILED_WRITE_ROUNDS: u32 = 6;
 
 #[test]
 fn a_failed_write_that_somebody_else_was_told_of_is_seen_by_the_engine_and_not_by_its_mutation() -> Result<()> {
