@@ -387,10 +387,12 @@ fn nothing_of_a_rig_that_is_killed_is_left() {
     let mut word = [0; 8];
     std::io::Read::read_exact(rig.stdout.as_mut().unwrap(), &mut word).unwrap();
     assert!(!left_of(rig.id()).is_empty(), "a device is in use while a state is mounted");
+    // The program that looked ends with its input, which waiting for the rig would close: it must outlive the rig, since the last
+    // process in the namespace takes the mounts along, and the rig cannot answer their flush while it dies.
+    let input = rig.stdin.take();
     rig.kill().unwrap();
     rig.wait().unwrap();
-    // The program that looked ends with its input; the last process in the namespace takes the mounts along.
-    drop(rig.stdin.take());
+    drop(input);
     let began = std::time::Instant::now();
     while !left_of(rig.id()).is_empty() {
         assert!(began.elapsed() < std::time::Duration::from_secs(20), "{:?}", left_of(rig.id()));
