@@ -510,6 +510,14 @@ fn a_full_disk_fails_the_pull_that_does_not_fit_and_nothing_else() -> Result<()>
     let finished = daemon.docker(&["pull", &stub.reference("noise:v1")])?;
     assert!(finished.code != 0 && finished.output().contains("space"), "{}", finished.output());
     assert_eq!(stub.fetches_of(&noise.layers[0].digest()), 0, "fetched although it cannot fit");
+    // An archive that the disk cannot take in says which disk, and what to do.
+    let file = scratch.path().join("noise.tar");
+    fs::write(&file, noise.docker_archive("noise:v1"))?;
+    let finished = daemon.docker(&["load", "-i", &file.display().to_string()])?;
+    let told = finished.output();
+    let root = daemon.root().display().to_string();
+    assert!(finished.code != 0 && told.contains("no space left on device") && told.contains(&root), "{told}");
+    assert!(told.contains("remove images or containers"), "{told}");
     // What was there is there, and room can be made and used.
     assert_image_is_whole(&daemon, &scratch, &kept_reference, &kept)?;
     daemon.docker_ok(&["system", "prune", "-f"])?;

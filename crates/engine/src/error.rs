@@ -90,6 +90,19 @@ pub enum EngineError {
         /// Bytes that the store may still use.
         free_bytes: u64,
     },
+    /// The disk got full while something was written beside the store.
+    #[error(
+        "no space left on device: {path} does not hold {what}; remove images or containers, or make room, then try again"
+    )]
+    DiskFull {
+        /// The folder whose disk is full.
+        path: PathBuf,
+        /// What was written.
+        what: &'static str,
+        /// The system's reason: `ENOSPC` or `EDQUOT`.
+        #[source]
+        source: std::io::Error,
+    },
     /// The registry does not have it, cannot be reached, or sends what cannot be used.
     #[error(transparent)]
     Registry(Box<RegistryError>),
@@ -270,6 +283,7 @@ impl EngineError {
             | Self::NotPaused { .. }
             | Self::LayerRefused { .. }
             | Self::NoSpace { .. }
+            | Self::DiskFull { .. }
             | Self::Io { .. }
             | Self::Part { .. }
             | Self::Panicked { .. } => Kind::System,

@@ -85,6 +85,13 @@ fn spool(data_root: &Path, mut archive: mpsc::Receiver<Result<Bytes, io::Error>>
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     let file = rustix::fs::openat(CWD, data_root, flags, Mode::RUSR | Mode::WUSR);
     let mut file = File::from(file.map_err(|error| spool_error(error.into()))?);
+    let full = |source: io::Error| match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            let what = "the archive, which is taken in whole before its layers are";
+            EngineError::DiskFull { path: data_root.to_owned(), what, source }
+        }
+        _ => spool_error(source),
+    };
     let mut decompressor = Decompressor::new(true);
     let damaged =
         |error: baleen_snapshotter::decompress::DecompressError| EngineError::part("decompress the archive", error);
@@ -97,7 +104,7 @@ fn spool(data_root: &Path, mut archive: mpsc::Receiver<Result<Bytes, io::Error>>
             let consumed = decompressor.run(rest, &mut plain).map_err(damaged)?;
             rest = &rest[consumed..];
             let was_full = plain.len() >= BUFFER_BYTES;
-            file.write_all(&plain).map_err(spool_error)?;
+            file.write_all(&plain).map_err(full)?;
             plain.clear();
             if rest.is_empty() && !was_full {
                 break;
@@ -106,7 +113,7 @@ fn spool(data_root: &Path, mut archive: mpsc::Receiver<Result<Bytes, io::Error>>
     }
     loop {
         let end = decompressor.finish(&mut plain).map_err(damaged)?;
-        file.write_all(&plain).map_err(spool_error)?;
+        file.write_all(&plain).map_err(full)?;
         plain.clear();
         if end.is_some() {
             break;
