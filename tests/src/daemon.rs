@@ -7,13 +7,27 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use serde_json::Value;
 
 use crate::command::{Finished, run, wait_for};
 use crate::http;
 use crate::network::{Network, in_network};
 use crate::scratch::{Scratch, unmount_below};
+
+/// Waits until an engine answers at its socket.
+///
+/// # Errors
+/// If it ends, or does not answer in time.
+pub fn wait_until_answering(what: &str, child: &mut Child, socket: &Path, patience: Duration) -> Result<()> {
+    let up = wait_for(&format!("{what} answering"), patience, || {
+        if let Ok(Some(status)) = child.try_wait() {
+            return Some(Err(status));
+        }
+        matches!(http::request(socket, "GET", "/_ping", None), Ok(answer) if answer.status == 200).then_some(Ok(()))
+    })?;
+    up.map_err(|status| anyhow!("{what} ended with {status}"))
+}
 
 /// The binary to test: `BALEEN_BIN`, else the debug build beside the test program.
 ///
@@ -123,18 +137,8 @@ impl Daemon {
         self.launch()?;
         let socket = self.socket();
         let child = self.child.as_mut().context("no daemon")?;
-        let up = wait_for("the daemon answering", Duration::from_secs(30), || {
-            if let Ok(Some(status)) = child.try_wait() {
-                return Some(Err(status));
-            }
-            matches!(http::request(&socket, "GET", "/_ping", None), Ok(answer) if answer.status == 200)
-                .then_some(Ok(()))
-        });
-        match up {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(status)) => bail!("the daemon ended with {status}:\n{}", self.log()),
-            Err(error) => bail!("{error}:\n{}", self.log()),
-        }
+        wait_until_answering("the daemon", child, &socket, Duration::from_secs(30))
+            .map_err(|error| anyhow!("{error}:\n{}", self.log()))
     }
 
     /// Starts the daemon and does not wait for its answer.

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use baleen_tests::command::wait_for;
-use baleen_tests::daemon::Daemon;
+use baleen_tests::daemon::{Daemon, wait_until_answering};
 use baleen_tests::http;
 use baleen_tests::scratch::unmount_below;
 use serde_json::Value;
@@ -169,18 +169,8 @@ impl Docker {
         self.child = Some(command.spawn().with_context(|| format!("cannot start {}", program.display()))?);
         let socket = self.socket();
         let child = self.child.as_mut().context("no daemon")?;
-        let up = wait_for("dockerd answering", Duration::from_secs(60), || {
-            if let Ok(Some(status)) = child.try_wait() {
-                return Some(Err(status));
-            }
-            matches!(http::request(&socket, "GET", "/_ping", None), Ok(answer) if answer.status == 200)
-                .then_some(Ok(()))
-        });
-        match up {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(status)) => bail!("dockerd ended with {status}:\n{}", self.log()),
-            Err(error) => bail!("{error}:\n{}", self.log()),
-        }
+        wait_until_answering("dockerd", child, &socket, Duration::from_secs(60))
+            .map_err(|error| anyhow!("{error}:\n{}", self.log()))
     }
 
     fn log(&self) -> String {
