@@ -90,6 +90,14 @@ impl Expected {
             Step::Wait(name) => drop(self.waited.insert(name.clone())),
             Step::Create { name, program, .. } => drop(self.programs.insert(name.clone(), *program)),
             Step::Delete(name) => drop(self.waited.remove(name)),
+            Step::Rename { from, to } => {
+                if let Some(program) = self.programs.remove(from) {
+                    self.programs.insert(to.clone(), program);
+                }
+                if self.waited.remove(from) {
+                    self.waited.insert(to.clone());
+                }
+            }
             Step::Pull(image) => drop(self.begun.insert(image.clone())),
             _ => {}
         }
@@ -100,6 +108,7 @@ impl Expected {
     fn in_flight_programs(&self) -> impl Iterator<Item = (&String, Program)> {
         self.in_flight.iter().filter_map(|step| match step {
             Step::Create { name, program, .. } => Some((name, *program)),
+            Step::Rename { from, to } => self.programs.get(from).map(|program| (to, *program)),
             _ => None,
         })
     }

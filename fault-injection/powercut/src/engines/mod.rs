@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 use crate::workload::{Broken, History, Marks, Place, Workload, WorkloadError};
 use plan::{Move, Plan};
 use program::{Engine, message};
-use step::Step;
+use step::{Program, Step};
 
 pub use program::{Kind, Options};
 
@@ -238,6 +238,14 @@ impl EngineWorkload {
             }
             Step::Stop(name) => drop(expect("POST", format!("/containers/{name}/stop?t=10"), None, &[204, 304])?),
             Step::Delete(name) => drop(expect("DELETE", format!("/containers/{name}"), None, &[204, 404])?),
+            // 404: it is renamed already.
+            Step::Rename { from, to } => {
+                drop(expect("POST", format!("/containers/{from}/rename?name={to}"), None, &[204, 404])?);
+            }
+            Step::Update(name) => {
+                let body = json!({ "RestartPolicy": { "Name": Program::Restarts.restart_policy() } });
+                drop(expect("POST", format!("/containers/{name}/update"), Some(body), &[200])?);
+            }
             Step::Volume(name) => {
                 drop(expect("POST", "/volumes/create".to_owned(), Some(json!({ "Name": name })), &[201])?)
             }

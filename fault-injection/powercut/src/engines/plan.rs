@@ -98,10 +98,16 @@ pub(super) fn plan(name: &str) -> Result<Plan> {
                 "create c1 busy:1 writes",
                 "start c1",
                 "wait c1",
+                "rename c1 c3",
+                // Never started, so that a boot has nothing to start.
+                "create c4 busy:1 stays",
+                "update c4",
+                "rename c4 c5",
                 "create c2 busy:1 stays",
                 "start c2",
                 "stop c2",
-                "rm c1",
+                "rm c3",
+                "rm c5",
                 "rm c2",
             ])?;
         }

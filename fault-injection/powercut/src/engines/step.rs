@@ -33,6 +33,10 @@ pub(super) enum Step {
     Stop(String),
     /// Remove it.
     Delete(String),
+    /// Give the container `from` the name `to`.
+    Rename { from: String, to: String },
+    /// Have it started again unless it is stopped.
+    Update(String),
     /// Make a volume.
     Volume(String),
     /// Remove it.
@@ -102,6 +106,8 @@ impl fmt::Display for Step {
             Self::Wait(name) => write!(formatter, "wait {name}"),
             Self::Stop(name) => write!(formatter, "stop {name}"),
             Self::Delete(name) => write!(formatter, "rm {name}"),
+            Self::Rename { from, to } => write!(formatter, "rename {from} {to}"),
+            Self::Update(name) => write!(formatter, "update {name}"),
             Self::Volume(name) => write!(formatter, "volume {name}"),
             Self::DeleteVolume(name) => write!(formatter, "volume-rm {name}"),
             Self::Layer(blob) => write!(formatter, "layer {blob}"),
@@ -134,6 +140,8 @@ impl std::str::FromStr for Step {
             ["wait", name] => Self::Wait(own(name)),
             ["stop", name] => Self::Stop(own(name)),
             ["rm", name] => Self::Delete(own(name)),
+            ["rename", from, to] => Self::Rename { from: own(from), to: own(to) },
+            ["update", name] => Self::Update(own(name)),
             ["volume", name] => Self::Volume(own(name)),
             ["volume-rm", name] => Self::DeleteVolume(own(name)),
             ["layer", blob] => Self::Layer(own(blob)),
@@ -222,6 +230,15 @@ impl World {
                 }
             }
             Step::Delete(name) => drop(world.containers.remove(name)),
+            Step::Rename { from, to } => {
+                // Done again, it is renamed already.
+                if let Some(container) = world.containers.remove(from) {
+                    world.containers.insert(to.clone(), container);
+                }
+            }
+            Step::Update(name) => {
+                world.containers.get_mut(name).context("no container to update")?.restarts = true;
+            }
             Step::Volume(name) => drop(world.volumes.insert(name.clone())),
             Step::DeleteVolume(name) => drop(world.volumes.remove(name)),
             Step::Ready | Step::Wait(_) | Step::Layer(_) => {}
@@ -316,6 +333,8 @@ mod tests {
             Step::Wait("c".to_owned()),
             Step::Stop("c".to_owned()),
             Step::Delete("c".to_owned()),
+            Step::Rename { from: "c".to_owned(), to: "d".to_owned() },
+            Step::Update("d".to_owned()),
             Step::Volume("v".to_owned()),
             Step::DeleteVolume("v".to_owned()),
             Step::Layer("0123456789ab".to_owned()),
