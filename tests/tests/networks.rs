@@ -41,6 +41,28 @@ fn inspect(daemon: &Daemon, name: &str) -> Result<Value> {
 }
 
 #[test]
+fn a_program_reaches_itself_on_loopback_whatever_its_network() -> Result<()> {
+    needs_root!("a_program_reaches_itself_on_loopback_whatever_its_network");
+    let (network, scratch) = (Network::new()?, Scratch::new("loopback")?);
+    let daemon = daemon_in(&network, &scratch)?;
+    // Asked again until the server listens.
+    let talk =
+        "nc -l -p 7000 -e echo heard & for n in $(seq 50); do nc -w 2 127.0.0.1 7000 && exit; sleep 0.1; done; exit 1";
+    for mode in ["bridge", "none"] {
+        assert_eq!(
+            daemon.docker_ok(&["run", "--rm", "--network", mode, "busybox", "sh", "-c", talk])?,
+            "heard",
+            "{mode}"
+        );
+        assert_eq!(
+            daemon.docker_ok(&["run", "--rm", "--network", mode, "busybox", "cat", "/sys/class/net/lo/flags"])?,
+            "0x9"
+        );
+    }
+    Ok(())
+}
+
+#[test]
 fn a_published_port_is_reached_through_a_crash_of_the_daemon_and_gone_with_its_container() -> Result<()> {
     needs_root!("a_published_port_is_reached_through_a_crash_of_the_daemon_and_gone_with_its_container");
     let (network, scratch) = (Network::new()?, Scratch::new("ports")?);

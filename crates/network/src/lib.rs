@@ -26,4 +26,5 @@ pub use address::{Ipv4Net, Ipv6Net, mac_of};
 pub use bridge::{Bridge, BridgeConfig};
 pub use endpoint::{Endpoint, EndpointRequest};
 pub use error::NetworkError;
+pub use link::bring_up_loopback;
 pub use port::{PortRequest, Protocol, Published, parse_container_port};

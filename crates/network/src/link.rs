@@ -36,6 +36,8 @@ const RTA_GATEWAY: u16 = 5;
 const RT_TABLE_MAIN: u8 = 254;
 const RTPROT_BOOT: u8 = 3;
 const RTN_UNICAST: u8 = 1;
+/// What every network namespace has, down when it is made.
+const LOOPBACK: &str = "lo";
 const IFF_UP: u32 = 1;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -256,17 +258,39 @@ pub(crate) fn address_of(netlink: &mut Netlink, index: u32) -> Result<Option<Ipv
     Ok(found)
 }
 
-/// Configures the container's end, on a thread that enters its namespace and ends there.
+/// Brings up the loopback of a container's namespace: what its programs say to each other needs no other network.
+///
+/// # Errors
+/// `Link`.
+pub fn bring_up_loopback(inside: BorrowedFd<'_>, container: &str) -> Result<(), NetworkError> {
+    within(inside, container, || {
+        let mut netlink = Netlink::open().map_err(failed("open a socket in", container))?;
+        let missing = || failed("look up", LOOPBACK)(io::Error::from(io::ErrorKind::NotFound));
+        let index = link(&mut netlink, LOOPBACK)?.ok_or_else(missing)?.index;
+        set_up(&mut netlink, index, LOOPBACK)
+    })
+}
+
+/// Configures the container's end.
 pub(crate) fn configure_inside(inside: BorrowedFd<'_>, endpoint: &Endpoint) -> Result<(), NetworkError> {
+    within(inside, &endpoint.container, || configure(endpoint))
+}
+
+/// Works on a thread that enters a container's namespace and ends there.
+fn within(
+    inside: BorrowedFd<'_>,
+    container: &str,
+    work: impl FnOnce() -> Result<(), NetworkError> + Send,
+) -> Result<(), NetworkError> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("netns".to_owned());
         let spawned = thread.spawn_scoped(scope, || {
             move_into_link_name_space(inside.as_fd(), Some(LinkNameSpaceType::Network))
-                .map_err(|error| failed("enter the network namespace of", &endpoint.container)(error.into()))?;
-            configure(endpoint)
+                .map_err(|error| failed("enter the network namespace of", container)(error.into()))?;
+            work()
         });
-        let thread = spawned.map_err(failed("start a thread for", &endpoint.container))?;
-        let panicked = || failed("configure", INSIDE)(io::Error::other("the thread panicked"));
+        let thread = spawned.map_err(failed("start a thread for", container))?;
+        let panicked = || failed("configure the network of", container)(io::Error::other("the thread panicked"));
         thread.join().unwrap_or_else(|_| Err(panicked()))
     })
 }

@@ -215,12 +215,21 @@ impl Engine {
 
     /// Connects a container whose namespaces exist. Blocking.
     pub(crate) fn connect_network(&self, stored: &StoredContainer, shim: &Shim) -> Result<(), EngineError> {
-        let (Mode::Bridge, Some(bridge)) = (Mode::of(stored), &self.bridge) else { return Ok(()) };
+        let mode = Mode::of(stored);
+        if !matches!(mode, Mode::Bridge | Mode::None) {
+            return Ok(()); // It has no namespace of its own.
+        }
         // The process waits for its start, and the shim that answered a moment ago holds it: the number is its own.
         let path = std::path::PathBuf::from(format!("/proc/{}/ns/net", shim.pid()));
         let inside = std::fs::File::open(&path).map_err(|source| EngineError::Io { action: "open", path, source })?;
         use std::os::fd::AsFd;
-        bridge.connect(&stored.id, inside.as_fd()).map_err(|error| start_error(stored, error))
+        baleen_network::bring_up_loopback(inside.as_fd(), &stored.id).map_err(|error| start_error(stored, error))?;
+        match (mode, &self.bridge) {
+            (Mode::Bridge, Some(bridge)) => {
+                bridge.connect(&stored.id, inside.as_fd()).map_err(|error| start_error(stored, error))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Takes a container's place away, whether it was connected or only reserved. Blocking.
