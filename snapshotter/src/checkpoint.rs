@@ -3,8 +3,9 @@
 //! K1  A checkpoint is due by the output of all layers in flight together ([`Pace`]), so that a pull of many layers
 //!     flushes no more often than one of a single layer; the layer that has most of it takes it.
 //! K2  Each cut of a pull halves its intervals, down to a least: where power fails often, little is fetched twice.
-//! K3  Two checkpoints of a layer are apart by a least time on a clock that only goes forward: a fast network pays none
-//!     for a layer that is there in two seconds.
+//! K3  Two checkpoints of a layer are apart by a least time on a clock that only goes forward. Its first does not wait for
+//!     that once much is there, if no layer's was taken for as long: then small files reach the disk while others still
+//!     come, and a fast network pays one checkpoint for all that arrives in two seconds.
 
 use std::fmt;
 use std::sync::Arc;
@@ -65,6 +66,8 @@ pub struct Intervals {
     pub output_bytes: u64,
     /// The least that halving gives.
     pub output_bytes_min: u64,
+    /// The same for an extraction that has no checkpoint yet, without waiting for [`Intervals::spacing`] (K3).
+    pub output_bytes_first: u64,
     /// Least time between two checkpoints of a layer; halved by each cut.
     pub spacing: Duration,
     /// The least that halving gives.
@@ -84,6 +87,7 @@ impl Default for Intervals {
         Self {
             output_bytes: 32 << 20,
             output_bytes_min: 1 << 20,
+            output_bytes_first: 64 << 20,
             spacing: Duration::from_secs(2),
             spacing_min: Duration::from_millis(250),
             patience: Duration::from_secs(60),
@@ -113,7 +117,12 @@ pub struct Pace {
     clock: Box<dyn Fn() -> Duration + Send + Sync>,
     uncovered_bytes: AtomicU64,
     in_flight: AtomicU64,
+    /// When the last checkpoint of any layer was taken, in milliseconds of the clock; [`NEVER`].
+    last_millis: AtomicU64,
 }
+
+/// No checkpoint was taken yet.
+const NEVER: u64 = u64::MAX;
 
 impl fmt::Debug for Pace {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -131,7 +140,14 @@ impl Default for Pace {
 impl Pace {
     /// A pace with other intervals, and another clock: one that never goes back.
     pub fn new(intervals: Intervals, clock: Box<dyn Fn() -> Duration + Send + Sync>) -> Self {
-        Self { intervals, clock, uncovered_bytes: AtomicU64::new(0), in_flight: AtomicU64::new(0) }
+        let counter = AtomicU64::new;
+        Self { intervals, clock, uncovered_bytes: counter(0), in_flight: counter(0), last_millis: counter(NEVER) }
+    }
+
+    /// How long ago the last checkpoint of any layer was taken, if one ever was.
+    fn since_any(&self, now: Duration) -> Option<Duration> {
+        let last = self.last_millis.load(Ordering::Relaxed);
+        (last != NEVER).then(|| now.saturating_sub(Duration::from_millis(last)))
     }
 }
 
@@ -164,19 +180,26 @@ impl Pacer {
 
     /// Whether a checkpoint is due; `lost` if the last one had to be given up.
     pub(crate) fn is_due(&self, lost: bool) -> bool {
-        let elapsed = (self.pace.clock)().saturating_sub(self.last);
+        let now = (self.pace.clock)();
+        let elapsed = now.saturating_sub(self.last);
         if elapsed < self.intervals.spacing || self.own_bytes == 0 {
-            return false;
+            let is_first = !self.has_checkpoint && self.is_full(self.intervals.output_bytes_first);
+            return is_first && self.pace.since_any(now).is_none_or(|elapsed| elapsed >= self.intervals.spacing);
         }
         let patience = if self.has_checkpoint {
             self.intervals.patience
         } else {
             self.intervals.patience.min(self.intervals.patience_first)
         };
-        let in_flight = self.pace.in_flight.load(Ordering::Relaxed).max(1);
-        let is_full = self.pace.uncovered_bytes.load(Ordering::Relaxed) >= self.intervals.output_bytes
-            && self.own_bytes >= self.intervals.output_bytes / in_flight;
+        let is_full = self.is_full(self.intervals.output_bytes);
         is_full || lost || (elapsed >= patience && self.came_bytes >= self.intervals.came_bytes)
+    }
+
+    /// Whether all layers in flight have `output_bytes` that no checkpoint covers, and this one its part of it (K1).
+    fn is_full(&self, output_bytes: u64) -> bool {
+        let in_flight = self.pace.in_flight.load(Ordering::Relaxed).max(1);
+        let uncovered_bytes = self.pace.uncovered_bytes.load(Ordering::Relaxed);
+        uncovered_bytes >= output_bytes && self.own_bytes >= output_bytes / in_flight
     }
 
     /// Begins anew after a checkpoint.
@@ -185,6 +208,8 @@ impl Pacer {
         self.own_bytes = 0;
         self.came_bytes = 0;
         self.last = (self.pace.clock)();
+        let millis = u64::try_from(self.last.as_millis()).unwrap_or(NEVER);
+        self.pace.last_millis.store(millis, Ordering::Relaxed);
         self.has_checkpoint = true;
     }
 }
@@ -227,6 +252,27 @@ mod tests {
         assert!(small.is_due(false));
         drop(small);
         assert_eq!(pace.uncovered_bytes.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn the_first_checkpoint_comes_at_once_when_much_is_there_and_one_for_all_layers() {
+        let (pace, now) = pace();
+        let mut first = Pacer::new(Arc::clone(&pace), 0, false);
+        let mut second = Pacer::new(Arc::clone(&pace), 0, false);
+        first.count(0, (64 << 20) - 1);
+        assert!(!first.is_due(false));
+        first.count(0, 1);
+        assert!(first.is_due(false));
+        first.taken();
+        first.count(0, 64 << 20);
+        assert!(!first.is_due(false), "its second waits for its time");
+        second.count(0, 64 << 20);
+        assert!(!second.is_due(false), "the other layer's was just now");
+        now.store(1999, Ordering::Relaxed);
+        let late = Pacer::new(pace, 0, false);
+        assert!(!second.is_due(false) && !late.is_due(false));
+        now.store(2000, Ordering::Relaxed);
+        assert!(first.is_due(false) && second.is_due(false));
     }
 
     #[test]
