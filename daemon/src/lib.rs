@@ -22,7 +22,7 @@ pub mod settings;
 mod sockets;
 mod sys;
 
-pub use baleen_engine::chain;
+pub use baleen_engine::{LayerFetcher, chain};
 pub use places::PlaceError;
-pub use process::{DaemonError, run};
+pub use process::{DaemonError, layer_fetcher, run};
 pub use sockets::SocketError;

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use baleen_engine::{Engine, EngineConfig, EngineError, StopRequest};
+use baleen_engine::{Engine, EngineConfig, EngineError, LayerFetcher, StopRequest};
 use rustix::fs::FlockOperation;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
@@ -155,6 +155,21 @@ async fn serve(invocation: Invocation, config: Config) -> Result<ExitCode, Daemo
     engine.close().await.map_err(|error| engine_error("close", error))?;
     tracing::info!("the daemon has ended");
     Ok(code)
+}
+
+/// Fetches layers again as the daemon that has this configuration file (`None`: the usual one) would: from the same mirrors,
+/// and with the same trust in registries. For a repair while it does not run.
+///
+/// # Errors
+/// `Settings` for a file that a daemon would refuse; `Engine`.
+pub fn layer_fetcher(config_file: Option<&Path>) -> Result<LayerFetcher, DaemonError> {
+    let arguments = config_file.map(|path| format!("--config-file={}", path.display()));
+    let config = Config::load(&Invocation::parse(arguments)?)?;
+    LayerFetcher::new(&engine_config(&config)).map_err(|error| DaemonError::Engine {
+        action: "prepare",
+        root: config.data_root.clone(),
+        source: Box::new(error),
+    })
 }
 
 fn engine_config(config: &Config) -> EngineConfig {

@@ -20,6 +20,8 @@ mod repair;
 mod report;
 mod users;
 
+use std::collections::BTreeMap;
+
 use baleen_store::{Inspection, StoreError};
 
 pub use deep::Progress;
@@ -38,12 +40,29 @@ pub fn quick(inspection: &Inspection) -> Result<Report, StoreError> {
     let users = users::Users::of(inspection);
     let findings = quick::check(inspection, &users)?;
     let (depth, complete) = (Depth::Quick, true);
-    Ok(Report { version: REPORT_VERSION, depth, complete, checked_through: None, findings })
+    Ok(Report { version: REPORT_VERSION, depth, complete, checked_through: None, findings, usage: None })
+}
+
+/// What the space below the root is used for: bytes by class, whose sum is what `du -x` says of the root.
+///
+/// # Blocking
+/// Looks at every inode of the store.
+/// # Errors
+/// `Io`.
+pub fn usage(inspection: &Inspection) -> Result<BTreeMap<&'static str, u64>, StoreError> {
+    Ok(inspection.usage()?.into_iter().map(|(class, bytes)| (class.as_str(), bytes)).collect())
 }
 
 /// The report of a repair that ends with the opening of the store ([`open`]).
 pub fn opened(findings: Vec<Finding>) -> Report {
-    Report { version: REPORT_VERSION, depth: Depth::Quick, complete: true, checked_through: None, findings }
+    Report {
+        version: REPORT_VERSION,
+        depth: Depth::Quick,
+        complete: true,
+        checked_through: None,
+        findings,
+        usage: None,
+    }
 }
 
 /// Checks every byte that the store owns: the quick check, then each blob, layer and container's configuration.
@@ -67,5 +86,5 @@ pub fn deep(
         deep::Ended::Complete => (true, None),
         deep::Ended::Interrupted(last) => (false, last),
     };
-    Ok(Report { version: REPORT_VERSION, depth: Depth::Deep, complete, checked_through, findings })
+    Ok(Report { version: REPORT_VERSION, depth: Depth::Deep, complete, checked_through, findings, usage: None })
 }

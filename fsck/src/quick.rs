@@ -79,8 +79,7 @@ fn records(inspection: &Inspection, users: &Users, findings: &mut Vec<Finding>) 
         let manifest = image.manifest.filter(|digest| !blobs.contains(digest)).map(StoredObject::Blob);
         let keys = image.layers.iter().filter(|key| !layers.contains(key)).cloned().map(StoredObject::Layer);
         for object in config.into_iter().chain(manifest).chain(keys) {
-            let detail = format!("lacks {}, which is not recorded", object.path());
-            findings.push(on_image(Code::ImageIncomplete, &image.id, detail, users.of_image(&image.id)));
+            findings.push(on_image(Code::ImageIncomplete, &image.id, lacks(&object), users.of_image(&image.id)));
         }
     }
     for key in inspection.suspects() {
@@ -95,6 +94,11 @@ fn records(inspection: &Inspection, users: &Users, findings: &mut Vec<Finding>) 
         let touched = users.of_object(&object);
         findings.push(Finding::new(Code::ContainerWithoutImage, object.path(), detail).touching(touched));
     }
+}
+
+/// What is told of an image that lacks an object.
+pub(crate) fn lacks(object: &StoredObject) -> String {
+    format!("lacks {}, which is not recorded", object.path())
 }
 
 fn on_image(code: Code, id: &ImageId, detail: String, touched: Touched) -> Finding {

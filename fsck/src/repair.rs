@@ -6,7 +6,7 @@
 //! R3  What is moved out of a layer goes to `quarantine/`. Only links and device nodes, which the recipe has whole, and
 //!     further names of a file that is there, are removed.
 //! R4  A file is written in its own inode: every layer that shares it is mended at once.
-//! R5  Each repair is judged by comparing the object again, never by its own word.
+//! R5  Each repair is judged by comparing the object again, never by its own word. What was fetched again is compared too.
 
 mod content;
 mod tree;
@@ -31,12 +31,12 @@ pub trait Source {
     /// The running containers that have this layer mounted, by name.
     fn containers_on(&self, layer: &LayerKey) -> Vec<String>;
 
-    /// Fetches a damaged layer again from where it came, and stores it. `Ok(false)`: there is no such place, and the next
-    /// pull has to do it.
+    /// Fetches a damaged or lost layer again from where it came, and stores it. `Ok(false)`: there is no such place, and the
+    /// next pull has to do it. No running container has the layer mounted.
     ///
     /// # Errors
     /// Why it could not be fetched, for people.
-    fn fetch(&self, store: &Store, layer: &LayerFact) -> Result<bool, String>;
+    fn fetch(&self, store: &Store, layer: &LayerKey) -> Result<bool, String>;
 }
 
 /// Opens the store as a daemon would, which sees to everything that was in flight and to a damaged log; gives what was
@@ -97,6 +97,7 @@ pub fn repair(
     mut findings: Vec<Finding>,
     watch: &mut dyn FnMut(&Progress) -> bool,
 ) -> Result<Report, StoreError> {
+    fetch_lost(store, source, &mut findings)?;
     let inspection = store.inspection()?;
     let users = Users::of(&inspection);
     let owner = deep::owner_of(&inspection);
@@ -135,8 +136,62 @@ pub fn repair(
         progress.findings = findings.len();
         checked_through = Some(progress.object.clone());
     }
+    let suspects: BTreeSet<String> = store.suspects().into_iter().map(|key| StoredObject::Layer(key).path()).collect();
+    for finding in findings.iter_mut().filter(|finding| finding.code == Code::LayerSuspect) {
+        if !suspects.contains(&finding.path) {
+            finding.outcome = Outcome::Corrected("the layer was fetched again".to_owned());
+        }
+    }
     let checked_through = checked_through.filter(|_| !complete);
-    Ok(Report { version: REPORT_VERSION, depth: Depth::Deep, complete, checked_through, findings })
+    Ok(Report { version: REPORT_VERSION, depth: Depth::Deep, complete, checked_through, findings, usage: None })
+}
+
+/// Fetches the layers that images name and the store does not have any more, and says so in the findings that name them.
+fn fetch_lost(store: &Store, source: &dyn Source, findings: &mut [Finding]) -> Result<(), StoreError> {
+    let inspection = store.inspection()?;
+    let missing = inspection.missing(&inspection.stands()?);
+    let recorded: BTreeSet<LayerKey> = store.layers().into_iter().map(|layer| layer.key).collect();
+    let named: BTreeSet<LayerKey> = store.images().into_iter().flat_map(|image| image.layers).collect();
+    let is_lost =
+        |key: &&LayerKey| !recorded.contains(key) || missing.contains(&StoredObject::Layer(LayerKey::clone(key)));
+    for key in named.iter().filter(is_lost) {
+        let running = source.containers_on(key);
+        let outcome = if running.is_empty() {
+            match source.fetch(store, key) {
+                Ok(true) if store.layers().iter().any(|layer| layer.key == *key) => {
+                    Outcome::Corrected("the layer was fetched again".to_owned())
+                }
+                Ok(_) => {
+                    mark_recorded(store, &recorded, key)?;
+                    continue;
+                }
+                Err(error) => {
+                    mark_recorded(store, &recorded, key)?;
+                    Outcome::Left(format!("it could not be fetched ({error}); the next pull tries again"))
+                }
+            }
+        } else {
+            Outcome::Left(format!("{} has it mounted: stop it first", running.join(", ")))
+        };
+        let object = StoredObject::Layer(key.clone());
+        let (path, lacks) = (object.path(), quick::lacks(&object));
+        for finding in findings.iter_mut() {
+            let is_it = match finding.code {
+                Code::ObjectMissing => finding.path == path,
+                Code::ImageIncomplete => finding.detail == lacks,
+                _ => false,
+            };
+            if is_it {
+                finding.outcome = outcome.clone();
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Marks a layer that is recorded and not there, so that a pull does not take it for stored.
+fn mark_recorded(store: &Store, recorded: &BTreeSet<LayerKey>, key: &LayerKey) -> Result<(), StoreError> {
+    if recorded.contains(key) { store.mark_suspect(std::slice::from_ref(key)) } else { Ok(()) }
 }
 
 /// Whether a finding is about what a node is like, and not about what it holds.
@@ -220,7 +275,11 @@ impl Work<'_> {
             };
         }
         if suspect {
-            let fetched = self.source.fetch(self.store, fact);
+            let fetched = match self.source.fetch(self.store, &fact.key) {
+                Ok(true) if self.is_whole(&fact.key) => Ok(true),
+                Ok(true) => Err("what came is not what was stored either".to_owned()),
+                other => other,
+            };
             let word = match &fetched {
                 Ok(true) => "the layer was fetched again".to_owned(),
                 Ok(false) => "the layer is marked: the next pull of its image fetches it again".to_owned(),
@@ -239,6 +298,12 @@ impl Work<'_> {
         }
         findings.extend(told.into_iter().map(|(_, finding)| finding));
         Ok(Ok(()))
+    }
+
+    /// Whether a layer that was stored again is as it should be (R5).
+    fn is_whole(&self, key: &LayerKey) -> bool {
+        let Some(fact) = self.store.layers().into_iter().find(|fact| fact.key == *key) else { return false };
+        matches!(self.compare(&fact, &mut |_| false), Ok(Some(again)) if again.differences.is_empty())
     }
 
     fn blob(

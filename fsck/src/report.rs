@@ -1,5 +1,6 @@
 //! What a check has found, for people and for fleets.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use serde::Serialize;
@@ -29,6 +30,9 @@ pub struct Report {
     pub checked_through: Option<String>,
     /// What was found.
     pub findings: Vec<Finding>,
+    /// Bytes on the disk by what they are used for, if that was asked for: all that `du` counts below the root.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage: Option<BTreeMap<&'static str, u64>>,
 }
 
 /// Exit code: nothing is wrong.
@@ -88,6 +92,13 @@ impl Report {
                 Outcome::Corrected(what) => writeln!(text, "    corrected: {what}"),
                 Outcome::Left(why) => writeln!(text, "    left as it is: {why}"),
             };
+        }
+        if let Some(usage) = &self.usage {
+            let width = usage.keys().map(|class| class.len()).max().unwrap_or(0);
+            for (class, bytes) in usage {
+                let _ = writeln!(text, "{class:width$} {bytes:>16}");
+            }
+            let _ = writeln!(text, "{:width$} {:>16}", "sum", usage.values().sum::<u64>());
         }
         let damage = self.damage();
         let notes = self.findings.len() - damage;

@@ -18,7 +18,7 @@ impl Source for Alone {
         Vec::new()
     }
 
-    fn fetch(&self, _: &Store, _: &LayerFact) -> Result<bool, String> {
+    fn fetch(&self, _: &Store, _: &LayerKey) -> Result<bool, String> {
         Ok(false)
     }
 }

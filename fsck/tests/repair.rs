@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use baleen_fsck::{Code, EXIT_CORRECTED, EXIT_UNCORRECTED, Finding, Outcome, Report, Severity, Source};
-use baleen_store::{Desired, LayerFact, LayerKey, Store};
+use baleen_store::{Desired, LayerKey, Store};
 use common::archive::Archive;
 use common::{Healthy, Scratch, add_image, damage, extract, healthy, is_root, rich_layer};
 
@@ -20,7 +20,7 @@ impl Source for World {
         self.0.clone()
     }
 
-    fn fetch(&self, _: &Store, _: &LayerFact) -> Result<bool, String> {
+    fn fetch(&self, _: &Store, _: &LayerKey) -> Result<bool, String> {
         Ok(false)
     }
 }
@@ -33,8 +33,8 @@ impl Source for Registry {
         Vec::new()
     }
 
-    fn fetch(&self, store: &Store, layer: &LayerFact) -> Result<bool, String> {
-        store.mark_suspect(std::slice::from_ref(&layer.key)).map_err(|error| error.to_string())?;
+    fn fetch(&self, store: &Store, layer: &LayerKey) -> Result<bool, String> {
+        store.mark_suspect(std::slice::from_ref(layer)).map_err(|error| error.to_string())?;
         let (partial, fact) = extract(store, &self.0).ok_or("the archive is refused")?;
         let mut txn = store.begin().map_err(|error| error.to_string())?;
         txn.stage_layer(partial, fact);

@@ -23,6 +23,7 @@ mod sys;
 mod system;
 mod trash;
 mod txn;
+mod usage;
 mod wal;
 
 pub mod recipe;
@@ -43,6 +44,7 @@ pub use store::{Lease, Store};
 pub use system::SystemDisk;
 pub use trash::Emptied;
 pub use txn::{Durability, StagedDir, Txn};
+pub use usage::Class;
 pub use wal::LogDamage;
 #[doc(hidden)]
 pub use wal::fuzz_replay;

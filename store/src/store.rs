@@ -57,6 +57,8 @@ pub(crate) struct State {
     pub(crate) all_reserved: bool,
     pub(crate) leases: BTreeMap<u64, Leased>,
     pub(crate) partials: BTreeSet<Digest>,
+    /// Damaged layers that can be replaced whatever should run ([`Store::replace_unmounted`]).
+    pub(crate) unmounted: BTreeSet<LayerKey>,
     pub(crate) last_lease: u64,
 }
 
@@ -205,7 +207,7 @@ impl Store {
     /// One layer, without protecting it: see [`Store::lease`]. `None` for a damaged one that can be stored again.
     pub fn layer(&self, key: &LayerKey) -> Option<LayerFact> {
         let state = self.shared.settled(&Key::Object(Object::Layer(key.clone())));
-        if state.facts.is_replaceable(key) {
+        if state.is_replaceable(key) {
             return None;
         }
         state.facts.layers.get(key).map(|stated| stated.fact.clone())
@@ -307,7 +309,7 @@ impl Lease {
     /// protected all the same.
     pub fn layer(&self, key: &LayerKey) -> Option<LayerFact> {
         let mut state = self.shared.settled(&Key::Object(Object::Layer(key.clone())));
-        let replaceable = state.facts.is_replaceable(key);
+        let replaceable = state.is_replaceable(key);
         let fact = state.facts.layers.get(key).map(|stated| stated.fact.clone())?;
         state.leases.entry(self.number).or_default().layers.insert(key.clone());
         (!replaceable).then_some(fact)

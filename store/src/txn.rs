@@ -373,7 +373,7 @@ impl Txn {
             .partials
             .iter()
             .map(|(key, _)| key)
-            .filter(|key| state.facts.layers.contains_key(key) && !state.facts.is_replaceable(key))
+            .filter(|key| state.facts.layers.contains_key(key) && !state.is_replaceable(key))
             .cloned()
             .collect();
         drop(state);

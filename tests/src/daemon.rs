@@ -200,6 +200,18 @@ impl Daemon {
         ended.map(|_| ())
     }
 
+    /// Ends the daemon and all that it started, with its mounts and what it keeps in its run directory: what a reboot leaves.
+    ///
+    /// # Errors
+    /// If the run directory cannot be removed.
+    pub fn reboot(&mut self) -> Result<()> {
+        self.clean_up();
+        match fs::remove_dir_all(self.exec_root()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether the daemon has ended by itself, and how.
     pub fn ended(&mut self) -> Option<std::process::ExitStatus> {
         self.child.as_mut().and_then(|child| child.try_wait().ok().flatten())

@@ -3,15 +3,18 @@
 //! F1  The report goes to the standard output, progress and errors to the standard error.
 //! F2  A first SIGINT or SIGTERM ends the check at the next file and reports what was found; a second one ends the program.
 
+use std::cell::OnceCell;
 use std::io::{IsTerminal as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use baleen_daemon::LayerFetcher;
 use baleen_fsck::{EXIT_CLEAN, EXIT_OPERATIONAL, EXIT_USAGE, Progress, Report, Source};
-use baleen_store::{Inspection, LayerFact, LayerKey, Store, StoreError, SystemDisk};
+use baleen_store::{Inspection, LayerKey, Store, StoreError, SystemDisk};
 use nix::sys::signal::{SigSet, Signal};
 
 const DATA_ROOT: &str = "/var/lib/baleen";
@@ -28,8 +31,12 @@ Check the store of a daemon that does not run. Without an option: what was in fl
 Options:
       --data-root DIR   The store (default /var/lib/baleen)
       --deep            Verify every byte of every image, and the log against the tree
-      --repair          Put right what was found: by itself what a start of the daemon would, with --deep everything
+      --repair          Put right what was found: by itself what a start of the daemon would, with --deep everything.
+                        A layer that nothing at hand can mend is fetched again from its registry
+      --offline         Fetch nothing: such a layer is left to the next pull of its image
+      --config-file F   The daemon's, for its registries (default /etc/docker/daemon.json)
       --after OBJECT    Go on with a deep check that was stopped
+      --usage           Tell what the space is used for: bytes by class, for all that du counts
       --json            Report as JSON
       --quiet           No progress
       --help            Print this
@@ -44,7 +51,10 @@ struct Options {
     repair: bool,
     after: Option<String>,
     json: bool,
+    usage: bool,
     quiet: bool,
+    offline: bool,
+    config_file: Option<PathBuf>,
 }
 
 /// Runs `baleen fsck` with what follows that word.
@@ -74,6 +84,17 @@ pub(crate) fn run(arguments: impl Iterator<Item = String>) -> ExitCode {
             eprintln!("baleen fsck: there is no store in {} yet", options.data_root.display());
             ExitCode::from(EXIT_CLEAN)
         }
+        Err(StoreError::InUse) => {
+            let root = options.data_root.display();
+            match holder(&options.data_root) {
+                Some((pid, command)) => eprintln!(
+                    "baleen fsck: the store in {root} is in use by process {pid} ({command}); a store is checked while no \
+                     daemon has it: stop that one first (`kill {pid}`, or its service)"
+                ),
+                None => eprintln!("baleen fsck: {}", crate::chain(&StoreError::InUse)),
+            }
+            ExitCode::from(EXIT_OPERATIONAL)
+        }
         Err(error) => {
             eprintln!("baleen fsck: {}", crate::chain(&error));
             ExitCode::from(EXIT_OPERATIONAL)
@@ -81,9 +102,39 @@ pub(crate) fn run(arguments: impl Iterator<Item = String>) -> ExitCode {
     }
 }
 
+/// The process that holds the store's lock, and its command line; `None` if the kernel does not say.
+fn holder(data_root: &Path) -> Option<(u32, String)> {
+    let lock = std::fs::canonicalize(data_root.join("LOCK")).ok()?;
+    let inode = format!(":{}", std::fs::metadata(&lock).ok()?.ino());
+    // `1: FLOCK  ADVISORY  WRITE 4711 fe:01:1234 0 EOF`; other file systems may have the same number.
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    let pids = locks.lines().filter_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let is_it = fields.get(1) == Some(&"FLOCK") && fields.get(5)?.ends_with(&inode);
+        is_it.then(|| fields.get(4)?.parse::<u32>().ok()).flatten()
+    });
+    pids.into_iter().find_map(|pid| {
+        let mut open = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten();
+        open.any(|fd| std::fs::read_link(fd.path()).is_ok_and(|path| path == lock)).then_some(())?;
+        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words: Vec<_> = command.split(|byte| *byte == 0).take(2).map(String::from_utf8_lossy).collect();
+        let shown: String = words.join(" ").chars().filter(|letter| !letter.is_control()).take(100).collect();
+        Some((pid, shown.trim().to_owned()))
+    })
+}
+
 fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Option<Options>, String> {
-    let mut options =
-        Options { data_root: DATA_ROOT.into(), deep: false, repair: false, after: None, json: false, quiet: false };
+    let mut options = Options {
+        data_root: DATA_ROOT.into(),
+        deep: false,
+        repair: false,
+        after: None,
+        json: false,
+        usage: false,
+        quiet: false,
+        offline: false,
+        config_file: None,
+    };
     while let Some(argument) = arguments.next() {
         let (name, inline) = match argument.split_once('=') {
             Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
@@ -93,15 +144,21 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Option<Options>,
             |inline: Option<String>| inline.or_else(|| arguments.next()).ok_or_else(|| format!("{name} needs a value"));
         match name.as_str() {
             "--data-root" => options.data_root = value(inline)?.into(),
+            "--config-file" => options.config_file = Some(value(inline)?.into()),
             "--after" => options.after = Some(value(inline)?),
             _ if inline.is_some() => return Err(format!("{name} takes no value")),
             "--deep" => options.deep = true,
             "--repair" => options.repair = true,
             "--json" => options.json = true,
+            "--offline" => options.offline = true,
+            "--usage" => options.usage = true,
             "--quiet" => options.quiet = true,
             "--help" | "-h" => return Ok(None),
             other => return Err(format!("unknown option {other:?}")),
         }
+    }
+    if !options.repair && (options.offline || options.config_file.is_some()) {
+        return Err("--offline and --config-file go with --repair".to_owned());
     }
     if options.after.is_some() && (!options.deep || options.repair) {
         return Err("--after goes with --deep, and not with --repair".to_owned());
@@ -120,8 +177,10 @@ fn check(options: &Options) -> Result<Option<Report>, StoreError> {
         return repair(options, disk).map(Some);
     }
     let inspection = Inspection::open(disk)?;
+    let usage = options.usage.then(|| baleen_fsck::usage(&inspection)).transpose()?;
     if !options.deep {
-        return baleen_fsck::quick(&inspection).map(Some);
+        let report = baleen_fsck::quick(&inspection)?;
+        return Ok(Some(Report { usage, ..report }));
     }
     let stopped = stop_on_signal();
     let mut bar = Bar::new(options);
@@ -130,7 +189,7 @@ fn check(options: &Options) -> Result<Option<Report>, StoreError> {
         stopped.load(Ordering::Relaxed)
     });
     bar.clear();
-    report.map(Some)
+    Ok(Some(Report { usage, ..report? }))
 }
 
 fn repair(options: &Options, disk: Arc<SystemDisk>) -> Result<Report, StoreError> {
@@ -146,27 +205,43 @@ fn repair(options: &Options, disk: Arc<SystemDisk>) -> Result<Report, StoreError
     let report = if options.deep {
         let stopped = stop_on_signal();
         let mut bar = Bar::new(options);
-        let offline = Offline { data_root: options.data_root.clone(), store: store.clone() };
-        let report = baleen_fsck::repair(&store, &offline, findings, &mut |progress| {
+        let world = World {
+            data_root: options.data_root.clone(),
+            store: store.clone(),
+            config_file: options.config_file.clone(),
+            offline: options.offline,
+            stopped: Arc::clone(&stopped),
+            fetcher: OnceCell::new(),
+        };
+        let report = baleen_fsck::repair(&store, &world, findings, &mut |progress| {
             bar.draw(progress);
             stopped.load(Ordering::Relaxed)
         });
         bar.clear();
+        // What fetched layers have replaced.
+        store.empty_trash(u64::MAX)?;
         report?
     } else {
         baleen_fsck::opened(findings)
     };
     store.close()?;
-    Ok(report)
+    let usage = options.usage.then(|| baleen_fsck::usage(&store.inspection()?)).transpose()?;
+    Ok(Report { usage, ..report })
 }
 
-/// What a repair without a daemon knows of the world: containers outlive their daemon, so their mounts are looked at.
-struct Offline {
+/// What a repair without a daemon knows of the world: containers outlive their daemon, so their mounts are looked at; and the
+/// registries are those of the daemon's configuration.
+struct World {
     data_root: PathBuf,
     store: Store,
+    config_file: Option<PathBuf>,
+    offline: bool,
+    stopped: Arc<AtomicBool>,
+    /// Made for the first layer that is fetched, or why it cannot be.
+    fetcher: OnceCell<Result<LayerFetcher, String>>,
 }
 
-impl Source for Offline {
+impl Source for World {
     fn containers_on(&self, layer: &LayerKey) -> Vec<String> {
         let containers = self.store.containers().into_iter().filter(|container| {
             let image = self.store.image(&container.image);
@@ -175,12 +250,21 @@ impl Source for Offline {
         containers.map(|container| container.name).collect()
     }
 
-    fn fetch(&self, _: &Store, _: &LayerFact) -> Result<bool, String> {
-        Ok(false)
+    fn fetch(&self, store: &Store, layer: &LayerKey) -> Result<bool, String> {
+        if self.offline {
+            return Ok(false);
+        }
+        let make = || {
+            let made = baleen_daemon::layer_fetcher(self.config_file.as_deref());
+            made.map_err(|error| crate::chain(&error))
+        };
+        let fetcher = self.fetcher.get_or_init(make).as_ref().map_err(String::clone)?;
+        let fetched = fetcher.fetch(store, layer, &|| self.stopped.load(Ordering::Relaxed));
+        fetched.map_err(|error| crate::chain(&error))
     }
 }
 
-impl Offline {
+impl World {
     /// Whether a container's root is mounted. If that cannot be known, it is.
     fn is_mounted(&self, id: &str) -> bool {
         let root = std::fs::canonicalize(&self.data_root).unwrap_or_else(|_| self.data_root.clone());

@@ -42,8 +42,8 @@ pub use engine::Engine;
 pub use error::{EngineError, Kind, chain};
 pub use events::{Actor, Event, EventQuery, EventStream, EventType};
 pub use image::{
-    Distribution, GraphDriver, HistoryItem, ImageDeletion, ImageDetails, ImageSummary, LoadRequest, Pruned,
-    PullRequest, Pulled, RegistryAuth, RemoveImage,
+    Distribution, GraphDriver, HistoryItem, ImageDeletion, ImageDetails, ImageSummary, LayerFetcher, LoadRequest,
+    Pruned, PullRequest, Pulled, RegistryAuth, RemoveImage,
 };
 pub use info::{DiskUsage, EngineInfo, hostname};
 pub use network::{EndpointView, Network, NetworkConfig, PublishedPort};

@@ -1,4 +1,5 @@
-//! Images: what the store holds of them (`lookup`), how they come (`pull`, `download`, `load`, `unpack`, `spool`, `stack`, `commit`) and go (`remove`).
+//! Images: what the store holds of them (`lookup`), how they come (`pull`, `download`, `load`, `unpack`, `spool`, `stack`, `commit`) and
+//! go (`remove`), and how a damaged layer comes again (`refetch`).
 
 mod commit;
 mod distribution;
@@ -6,6 +7,7 @@ mod download;
 mod load;
 mod lookup;
 mod pull;
+mod refetch;
 mod remove;
 mod spool;
 mod stack;
@@ -18,6 +20,7 @@ use baleen_oci::{Platform, Reference, RunConfig};
 pub use distribution::Distribution;
 pub(crate) use download::Downloads;
 pub(crate) use lookup::{config, find, layer_dirs, store_error};
+pub use refetch::LayerFetcher;
 
 use crate::time::Timestamp;
 
