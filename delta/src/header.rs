@@ -155,7 +155,6 @@ impl Header {
         Ok(Self { target_config, memory_bytes, sources, layers, frames, header_bytes: length as u64 })
     }
 
-    #[allow(dead_code)] // The encoder's.
     /// The header's bytes, fixed part included. Offsets follow from the rest and are not written.
     pub(crate) fn write(&self) -> Vec<u8> {
         let mut rest = Vec::new();
@@ -225,7 +224,6 @@ fn limited(fields: &mut Fields<'_>, most: u64) -> Result<u64, DeltaError> {
     }
 }
 
-#[allow(dead_code)] // The encoder's.
 fn put_digest(into: &mut Vec<u8>, digest: &Digest) {
     into.push(match digest.algorithm() {
         Algorithm::Sha256 => 1,

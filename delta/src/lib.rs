@@ -13,7 +13,7 @@
 //! V4  What predicts is one code for the encoder and the decoder, and a pure function of bytes that both have.
 //!
 //! Touches: nothing by itself. Layers are read through [`SourceLayer`], whose implementations here read a tar
-//! (`TarLayer`, to come) or a committed layer of the store (`StoredLayer::open(disk, layer_dir)`, to come).
+//! ([`TarLayer`]) or a committed layer of the store (`StoredLayer::open(disk, layer_dir)`, to come).
 #![forbid(unsafe_code)]
 
 pub mod decode;
@@ -23,11 +23,22 @@ pub mod header;
 pub mod limits;
 pub mod source;
 
-#[allow(dead_code)] // What writes is used once frames are.
+mod assemble;
+mod blocks;
 mod bytes;
+mod catalog;
+mod frame;
+mod matcher;
+mod patch;
+mod payload;
+mod plan;
+mod program;
+mod tar_layer;
+mod walk;
 
 pub use decode::{Decoder, FrameDone};
-pub use encode::{Level, Options, Report, Target, encode};
+pub use encode::{Level, Options, Report, Share, Target, encode};
 pub use error::{DeltaError, SourceError};
 pub use header::{FrameFacts, Header, LayerFacts, VERSION};
-pub use source::{PayloadFacts, ReadAt, SourceLayer, Sources};
+pub use source::{FileBytes, PayloadFacts, ReadAt, SourceLayer, Sources};
+pub use tar_layer::TarLayer;
