@@ -17,7 +17,7 @@ use crate::container::{Containers, Execs};
 use crate::door::{Door, ended};
 use crate::error::EngineError;
 use crate::events::{EventQuery, EventStream, Events};
-use crate::image::{Downloads, store_error};
+use crate::image::{Compressed, Downloads, store_error};
 use crate::recovery::Recovery;
 use crate::volume::{self, Volumes};
 
@@ -31,6 +31,7 @@ pub struct Engine {
     /// Exchanged by a reload; a pull keeps the one that it began with.
     pub(crate) registry: RwLock<Client>,
     pub(crate) downloads: Arc<Downloads>,
+    pub(crate) compressed: Compressed,
     pub(crate) events: Events,
     pub(crate) containers: Containers,
     pub(crate) execs: Execs,
@@ -66,6 +67,7 @@ impl Engine {
                 Arc::clone(&config.retry_clock),
                 config.checkpoint_intervals,
             )),
+            compressed: Compressed::default(),
             events: Events::default(),
             containers: Containers::default(),
             execs: Execs::default(),

@@ -43,7 +43,7 @@ pub use error::{EngineError, Kind, chain};
 pub use events::{Actor, Event, EventQuery, EventStream, EventType};
 pub use image::{
     Distribution, GraphDriver, HistoryItem, ImageDeletion, ImageDetails, ImageSummary, LayerFetcher, LoadRequest,
-    Pruned, PullRequest, Pulled, RegistryAuth, RemoveImage,
+    Pruned, PullRequest, Pulled, PushRequest, RegistryAuth, RemoveImage,
 };
 pub use info::{DiskUsage, EngineInfo, hostname};
 pub use network::{EndpointView, Network, NetworkConfig, PublishedPort};

@@ -14,6 +14,20 @@ pub enum Progress {
         /// The tag or digest asked for.
         id: String,
     },
+    /// `The push refers to repository [localhost:5000/x]`.
+    PushingTo {
+        /// The full name of the repository.
+        repository: String,
+    },
+    /// `tag: digest: sha256:… size: n`, and the same for programs: a tag is in the registry.
+    Pushed {
+        /// The tag.
+        tag: String,
+        /// Of the manifest.
+        digest: String,
+        /// The manifest's length.
+        size_bytes: u64,
+    },
     /// A layer reached a phase.
     Layer {
         /// First 12 hex digits of the layer's digest.
@@ -58,6 +72,21 @@ pub enum LayerPhase {
     PullComplete,
     /// `Already exists`: the store had it.
     AlreadyExists,
+    /// `Preparing`: of a push.
+    Preparing,
+    /// `Pushing`: bytes that the registry has.
+    Pushing {
+        /// Compressed bytes so far.
+        current_bytes: u64,
+        /// Of how many.
+        total_bytes: u64,
+    },
+    /// `Pushed`.
+    Pushed,
+    /// `Layer already exists`: the registry had it.
+    LayerAlreadyExists,
+    /// `Mounted from x`: another repository of the registry had it.
+    MountedFrom(String),
     /// `Retrying in N seconds`, and why.
     Retrying {
         /// Seconds left.

@@ -190,7 +190,11 @@ impl Authorizer<'_> {
 
     /// Asks as the distribution project's token specification says: GET, with the password if there is one.
     async fn ask(&self, realm: &Url, service: &str) -> Result<Answer, RegistryError> {
-        let mut query = format!("scope={}", percent_encode(&self.scope));
+        let mut query = match self.scope.as_str() {
+            // Nothing in particular: whether the credentials are right.
+            "" => String::new(),
+            scope => format!("scope={}", percent_encode(scope)),
+        };
         if !service.is_empty() {
             query.push_str(&format!("&service={}", percent_encode(service)));
         }

@@ -9,6 +9,7 @@
 //!     the same bytes for ever has the fixed number throughout: a blob that ends early though its connection does not
 //!     break, and a server without ranges that breaks before it gets as far as it was. Progress starts the count anew.
 //! B4  Dropping the stream ends its connection.
+//! B5  A stream of a part of the blob asks for no more than that part.
 
 use std::fmt;
 use std::time::Duration;
@@ -50,6 +51,8 @@ pub struct BlobStream {
     size: u64,
     /// Everything before it has been handed out.
     position: u64,
+    /// Where what is wanted ends: the blob's end, or before it (B5).
+    stop: u64,
     /// Of an answer that starts before `position`: bytes yet to be passed over.
     to_skip: u64,
     body: Option<Body>,
@@ -87,6 +90,7 @@ impl BlobStream {
             digest,
             size,
             position: start_offset,
+            stop: size,
             to_skip: 0,
             body: None,
             failures: 0,
@@ -104,6 +108,17 @@ impl BlobStream {
     /// Makes no more than the fixed number of attempts, and counts as no layer.
     pub(crate) fn impatient(mut self) -> BlobStream {
         self.patient = false;
+        self
+    }
+
+    /// Ends at this offset instead of the blob's end (B5).
+    ///
+    /// # Panics
+    /// If it lies beyond the blob's end, or before the start.
+    pub fn until(mut self, stop: u64) -> BlobStream {
+        assert!((self.position..=self.size).contains(&stop), "a part of a blob ends inside it");
+        self.stop = stop;
+        self.end = if self.position == stop { End::Reached } else { End::Ahead };
         self
     }
 
@@ -140,7 +155,7 @@ impl BlobStream {
             match self.end {
                 End::Reached => return Ok(None),
                 End::Overrun { found } => return Err(self.wrong_size(found)),
-                End::Ahead if self.position == self.size => {
+                End::Ahead if self.position == self.stop => {
                     self.finish().await;
                     continue;
                 }
@@ -171,11 +186,12 @@ impl BlobStream {
     }
 
     async fn open(&mut self) -> Result<(), RegistryError> {
-        let offset = if self.whole_only { 0 } else { self.position };
-        let answered = self.client.open_blob(&self.digest, offset, self.turn).await;
+        let last = (self.stop < self.size).then(|| self.stop - 1);
+        let range = (!self.whole_only && (self.position > 0 || last.is_some())).then_some((self.position, last));
+        let answered = self.client.open_blob(&self.digest, range, self.turn).await;
         let checked = answered.and_then(|answer| Ok((self.check_head(&answer)?, answer)));
         let (start, answer) = match checked {
-            Err(error) if offset > 0 && refuses_ranges(&error) => {
+            Err(error) if range.is_some() && refuses_ranges(&error) => {
                 tracing::debug!(digest = %self.digest, error = %error, "a registry serves no ranges");
                 self.whole_only = true;
                 return Ok(());
@@ -207,10 +223,10 @@ impl BlobStream {
                 if let Some(total) = total.filter(|&total| total != self.size) {
                     return Err(self.wrong_size(total));
                 }
-                if first != self.position || last != self.size - 1 {
+                if first != self.position || last != self.stop - 1 {
                     return Err(RegistryError::Protocol { host: host(), what: "another range than was asked for" });
                 }
-                (Start::AtPosition, self.size - self.position)
+                (Start::AtPosition, self.stop - self.position)
             }
             _ => {
                 return Err(RegistryError::Protocol { host: host(), what: "a status that is no answer to a download" });
@@ -229,8 +245,12 @@ impl BlobStream {
         self.to_skip -= skipped;
         self.passed_over |= skipped > 0;
         // At most the chunk's length, which is a `usize`.
-        let chunk = chunk.split_off(skipped as usize);
-        let left = self.size - self.position;
+        let mut chunk = chunk.split_off(skipped as usize);
+        let left = self.stop - self.position;
+        if self.stop < self.size && chunk.len() as u64 > left {
+            // A server without ranges sends the rest as well.
+            chunk.truncate(left as usize);
+        }
         if chunk.len() as u64 > left {
             let found = self.position + chunk.len() as u64;
             (self.body, self.end) = (None, End::Overrun { found });
@@ -243,9 +263,11 @@ impl BlobStream {
     /// All bytes are there: makes sure that no more come, and lets the connection be used again.
     async fn finish(&mut self) {
         let mut found = self.size;
+        let is_whole = self.stop == self.size;
         if let Some(body) = self.body.as_mut()
             // A server that breaks after the last byte has done its work.
             && let Ok(Some(more)) = body.chunk_within(END_WAIT).await
+            && is_whole
         {
             found += more.len() as u64;
         }

@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use baleen_oci::limits::DOCUMENT_BYTES_MAX;
 use baleen_oci::{
-    Descriptor, Digest, Document, DocumentError, ImageConfig, Manifest, MediaType, Platform, Reference, Repository,
+    Descriptor, Digest, Document, DocumentError, ImageConfig, Index, Manifest, MediaType, Platform, Reference,
+    Repository,
 };
 use bytes::Bytes;
 use hyper::header::{
@@ -30,7 +31,7 @@ use crate::credentials::Credentials;
 use crate::error::{Missing, RegistryError};
 use crate::exchange::{Answer, Request, Transport};
 use crate::retry;
-use crate::url::{Origin, Scheme, Url};
+use crate::url::{Origin, Scheme, Url, percent_encode};
 
 /// Where Docker's own registry is.
 const DOCKER_IO_HOST: &str = "registry-1.docker.io";
@@ -44,6 +45,8 @@ const INDEX_DEPTH_MAX: usize = 4;
 /// Tags of a pull of all tags, and the largest answer that lists some of them, in bytes.
 const TAGS_MAX: usize = 1000;
 const TAGS_BYTES_MAX: usize = 1 << 20;
+/// Artifacts that refer to one manifest.
+const REFERRERS_MAX: usize = 100;
 
 /// A client for any number of registries. Cheap to clone.
 #[derive(Clone)]
@@ -69,10 +72,12 @@ struct Shared {
     preferred: AtomicUsize,
     /// Whether a byte of a layer has come: from then on a failing network is waited for (B3 of `blob`).
     has_delivered: AtomicBool,
+    /// What a token is asked for.
+    access: &'static str,
 }
 
 /// A server that may hold the repository.
-struct Endpoint {
+pub(crate) struct Endpoint {
     /// Addresses of the same server, in the order to try them: `https`, then `http` where that is allowed.
     candidates: Vec<Origin>,
     /// Stands before `/v2/`; empty but for mirrors.
@@ -136,6 +141,20 @@ impl Client {
 
     /// One repository as one user sees it. Does nothing yet.
     pub fn repository(&self, repository: &Repository, credentials: Credentials) -> RepositoryClient {
+        self.repository_with(repository, credentials, "pull")
+    }
+
+    /// The same for somebody who may want to push to it.
+    pub fn repository_to_push(&self, repository: &Repository, credentials: Credentials) -> RepositoryClient {
+        self.repository_with(repository, credentials, "pull,push")
+    }
+
+    pub(crate) fn repository_with(
+        &self,
+        repository: &Repository,
+        credentials: Credentials,
+        access: &'static str,
+    ) -> RepositoryClient {
         let mirrors = self.config.mirrors.iter().filter(|_| repository.is_docker_io());
         let mut endpoints: Vec<Endpoint> = mirrors.map(|mirror| Endpoint::of_mirror(&mirror.url)).collect();
         endpoints.push(Endpoint::of_registry(repository));
@@ -147,6 +166,7 @@ impl Client {
             endpoints,
             preferred: AtomicUsize::new(0),
             has_delivered: AtomicBool::new(false),
+            access,
         };
         RepositoryClient { shared: Arc::new(shared) }
     }
@@ -229,10 +249,16 @@ impl Endpoint {
 
 /// What a request is about, for the error if it fails.
 #[derive(Clone, Copy)]
-enum Subject<'a> {
+pub(crate) enum Subject<'a> {
     Manifest(&'a str),
     Blob,
     Tags,
+    /// Something that is sent to it.
+    Push,
+    /// The referrers of a manifest.
+    Referrers,
+    /// The registry as such.
+    Registry,
 }
 
 impl RepositoryClient {
@@ -345,7 +371,7 @@ impl RepositoryClient {
         struct Tags {
             tags: Option<Vec<String>>,
         }
-        let endpoint = self.shared.endpoints.last().expect("the registry itself is always there");
+        let endpoint = self.registry();
         let mut path = "tags/list".to_owned();
         let mut all = Vec::new();
         loop {
@@ -429,14 +455,21 @@ impl RepositoryClient {
         unreachable!("the registry itself is the last endpoint")
     }
 
-    /// Opens a blob at `offset`, at the endpoint that is `turn` places after the one that served the documents.
-    pub(crate) async fn open_blob(&self, digest: &Digest, offset: u64, turn: usize) -> Result<Answer, RegistryError> {
+    /// Opens a blob, or its bytes from a first to a last one, at the endpoint that is `turn` places after the one that
+    /// served the documents.
+    pub(crate) async fn open_blob(
+        &self,
+        digest: &Digest,
+        range: Option<(u64, Option<u64>)>,
+        turn: usize,
+    ) -> Result<Answer, RegistryError> {
         let path = format!("blobs/{digest}");
         let mut headers = Vec::new();
-        if offset > 0 {
+        if let Some((first, last)) = range {
             // No `If-Range`: a blob's bytes are named by its digest and cannot change, whatever an entity tag says; a
             // store that tags them differently on each of its servers would only make us start again.
-            let range = HeaderValue::from_str(&format!("bytes={offset}-")).expect("digits are plain text");
+            let last = last.map(|last| last.to_string()).unwrap_or_default();
+            let range = HeaderValue::from_str(&format!("bytes={first}-{last}")).expect("digits are plain text");
             headers.push((RANGE, range));
         }
         let first = self.shared.preferred.load(Ordering::Relaxed);
@@ -461,6 +494,33 @@ impl RepositoryClient {
         &self.shared.config
     }
 
+    /// What refers to a manifest, of one type of artifact: at most [`REFERRERS_MAX`]. `None` if the registry has no such
+    /// interface (OCI distribution-spec, Listing Referrers), whatever it answers instead.
+    ///
+    /// # Errors
+    /// What keeps the registry from being asked.
+    pub async fn referrers(
+        &self,
+        digest: &Digest,
+        artifact_type: &str,
+    ) -> Result<Option<Vec<Descriptor>>, RegistryError> {
+        let path = format!("referrers/{digest}?artifactType={}", percent_encode(artifact_type));
+        let headers = [(ACCEPT, HeaderValue::from_static("application/vnd.oci.image.index.v1+json"))];
+        let mut answer = match self.get(self.registry(), &path, Subject::Referrers, &headers).await {
+            Ok(answer) => answer,
+            Err(error) if error.is_transient() => return Err(error),
+            Err(error) => {
+                tracing::debug!(digest = %digest, error = %error, "a registry does not list referrers");
+                return Ok(None);
+            }
+        };
+        let bytes = answer.body.read("the list of referrers", DOCUMENT_BYTES_MAX).await?;
+        // Some answer an unknown path with a page for people, and status 200.
+        let Ok(index) = Index::parse(&bytes, answer.header(CONTENT_TYPE)) else { return Ok(None) };
+        let wanted = index.manifests.into_iter().filter(|found| found.artifact_type.as_deref() == Some(artifact_type));
+        Ok(Some(wanted.take(REFERRERS_MAX).collect()))
+    }
+
     /// Sends a GET for something of the repository, answers the challenge, follows redirects; returns a success.
     async fn get(
         &self,
@@ -469,18 +529,58 @@ impl RepositoryClient {
         subject: Subject<'_>,
         headers: &[(HeaderName, HeaderValue)],
     ) -> Result<Answer, RegistryError> {
+        let url = self.url(endpoint, path).await?;
+        let answer = self.send(endpoint, Method::GET, url, subject, headers, Bytes::new()).await?;
+        let coding = answer.header(CONTENT_ENCODING).unwrap_or("identity");
+        if !coding.eq_ignore_ascii_case("identity") {
+            let host = answer.url.origin.authority();
+            return Err(RegistryError::Protocol { host, what: "it compresses what must come as it is" });
+        }
+        Ok(answer)
+    }
+
+    /// The registry itself: what is pushed goes there, never to a mirror.
+    pub(crate) fn registry(&self) -> &Endpoint {
+        self.shared.endpoints.last().expect("the registry itself is always there")
+    }
+
+    pub(crate) fn transport(&self) -> &Arc<Transport> {
+        &self.shared.transport
+    }
+
+    /// The address of something of the repository.
+    pub(crate) async fn url(&self, endpoint: &Endpoint, path: &str) -> Result<Url, RegistryError> {
+        let (origin, _) = endpoint.origin(&self.shared.transport).await?;
+        let path = format!("{}/v2/{}/{path}", endpoint.path_prefix, self.shared.repository.path());
+        Ok(Url { origin, path })
+    }
+
+    /// Sends a request, answers the challenge, follows redirects; returns a success. A request that changes something is
+    /// sent elsewhere only by a redirect that keeps its method.
+    pub(crate) async fn send(
+        &self,
+        endpoint: &Endpoint,
+        method: Method,
+        start: Url,
+        subject: Subject<'_>,
+        headers: &[(HeaderName, HeaderValue)],
+        body: Bytes,
+    ) -> Result<Answer, RegistryError> {
         let transport = &self.shared.transport;
         let (registry, trust) = endpoint.origin(transport).await?;
-        let path = format!("{}/v2/{}/{path}", endpoint.path_prefix, self.shared.repository.path());
-        let start = Url { origin: registry.clone(), path };
-        let (mut url, mut redirects, mut was_challenged, mut left_registry) = (start.clone(), 0, false, false);
+        let is_read = method == Method::GET || method == Method::HEAD;
+        // An upload may have been given an address elsewhere (Q2).
+        let is_elsewhere = start.origin != registry;
+        let (mut url, mut redirects, mut was_challenged, mut left_registry) = (start.clone(), 0, false, is_elsewhere);
         loop {
             let authorization = if left_registry { None } else { endpoint.authorization() };
             let mut all = headers.to_vec();
-            // Compressed transfer would change the bytes that offsets and digests speak of.
-            all.push((ACCEPT_ENCODING, HeaderValue::from_static("identity")));
+            if is_read {
+                // Compressed transfer would change the bytes that offsets and digests speak of.
+                all.push((ACCEPT_ENCODING, HeaderValue::from_static("identity")));
+            }
             all.extend(authorization.map(|value| (AUTHORIZATION, value)));
-            let request = Request { method: Method::GET, url: &url, headers: all, body: Bytes::new() };
+            let request = Request { method: method.clone(), url: &url, headers: all, body: body.clone() };
             let answer = match url.origin == registry {
                 true => transport.send_trusting(&request, trust.clone()).await?,
                 false => transport.send(&request).await?,
@@ -495,6 +595,9 @@ impl RepositoryClient {
                     endpoint.set_authorization(value);
                     (url, was_challenged) = (start.clone(), true);
                 }
+                StatusCode::MOVED_PERMANENTLY | StatusCode::FOUND | StatusCode::SEE_OTHER if !is_read => {
+                    return Err(self.failure(answer, subject).await);
+                }
                 StatusCode::MOVED_PERMANENTLY
                 | StatusCode::FOUND
                 | StatusCode::SEE_OTHER
@@ -508,14 +611,7 @@ impl RepositoryClient {
                     answer.body.discard().await;
                     left_registry |= url.origin != registry;
                 }
-                status if status.is_success() => {
-                    let coding = answer.header(CONTENT_ENCODING).unwrap_or("identity");
-                    if !coding.eq_ignore_ascii_case("identity") {
-                        let host = answer.url.origin.authority();
-                        return Err(RegistryError::Protocol { host, what: "it compresses what must come as it is" });
-                    }
-                    return Ok(answer);
-                }
+                status if status.is_success() => return Ok(answer),
                 _ => return Err(self.failure(answer, subject).await),
             }
         }
@@ -530,7 +626,10 @@ impl RepositoryClient {
     ) -> Result<Option<HeaderValue>, RegistryError> {
         // A mirror is somebody else: it gets no credential, but an anonymous token may do (Q3).
         let credentials = if endpoint.is_mirror { &Credentials::Anonymous } else { &self.shared.credentials };
-        let scope = format!("repository:{}:pull", self.shared.repository.path());
+        let scope = match self.shared.access {
+            "" => String::new(),
+            access => format!("repository:{}:{access}", self.shared.repository.path()),
+        };
         let authorizer = Authorizer { transport: &self.shared.transport, registry, trust, credentials, scope };
         authorizer.answer(challenges).await
     }
@@ -545,22 +644,27 @@ impl RepositoryClient {
         let repository = self.shared.repository.familiar();
         let text = detail.text_or(status);
         let retry_after = retry::told(&answer.headers);
+        let denied = if matches!(subject, Subject::Push) { Missing::PushDenied } else { Missing::AccessDenied };
         let not_found =
             |missing, name: &str| RegistryError::NotFound { missing, name: name.to_owned(), detail: text.clone() };
         match (status, detail.code.as_str()) {
             // How token registries say that a token does not reach this repository, if it exists at all.
             (StatusCode::UNAUTHORIZED, _) if lacks_scope => RegistryError::NotFound {
-                missing: Missing::AccessDenied,
+                missing: denied,
                 name: repository,
                 detail: "denied: requested access to the resource is denied".into(),
             },
             (StatusCode::UNAUTHORIZED, _) => RegistryError::Unauthorized { registry: host, detail: text },
-            (_, "DENIED") | (StatusCode::FORBIDDEN, _) => not_found(Missing::AccessDenied, &repository),
+            (_, "DENIED") | (StatusCode::FORBIDDEN, _) => not_found(denied, &repository),
             (_, "NAME_UNKNOWN") => not_found(Missing::Repository, &repository),
             (StatusCode::NOT_FOUND, _) => match subject {
                 Subject::Manifest(name) => not_found(Missing::Manifest, name),
                 Subject::Blob => not_found(Missing::Blob, &repository),
                 Subject::Tags => not_found(Missing::Repository, &repository),
+                Subject::Referrers => not_found(Missing::Manifest, &repository),
+                Subject::Push | Subject::Registry => {
+                    RegistryError::Server { host, status: status.as_u16(), detail: text, retry_after }
+                }
             },
             _ => RegistryError::Server { host, status: status.as_u16(), detail: text, retry_after },
         }

@@ -57,6 +57,19 @@ impl Credentials {
     /// The credentials in an `X-Registry-Auth` header: base64, URL-safe or standard, padded or not, of JSON. An empty
     /// header, `{}` and `null` are nobody.
     pub fn from_header(header: &str) -> Result<Credentials, CredentialsError> {
+        let header = header.trim();
+        if header.len() > HEADER_BYTES_MAX {
+            return Err(CredentialsError);
+        }
+        if header.is_empty() {
+            return Ok(Credentials::Anonymous);
+        }
+        let json = decode_base64(header).ok_or(CredentialsError)?;
+        Credentials::from_json(&json)
+    }
+
+    /// The credentials in the JSON that such a header holds.
+    pub fn from_json(json: &[u8]) -> Result<Credentials, CredentialsError> {
         #[derive(Default, Deserialize)]
         #[serde(default)]
         struct Auth {
@@ -67,15 +80,10 @@ impl Credentials {
             identitytoken: Option<String>,
             registrytoken: Option<String>,
         }
-        let header = header.trim();
-        if header.len() > HEADER_BYTES_MAX {
+        if json.len() > HEADER_BYTES_MAX {
             return Err(CredentialsError);
         }
-        if header.is_empty() {
-            return Ok(Credentials::Anonymous);
-        }
-        let json = decode_base64(header).ok_or(CredentialsError)?;
-        let auth: Option<Auth> = serde_json::from_slice(&json).map_err(|_| CredentialsError)?;
+        let auth: Option<Auth> = serde_json::from_slice(json).map_err(|_| CredentialsError)?;
         let auth = auth.unwrap_or_default();
         let given = |field: Option<String>| field.filter(|text| !text.is_empty());
         if let Some(token) = given(auth.registrytoken) {

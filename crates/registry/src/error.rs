@@ -172,6 +172,14 @@ pub enum RegistryError {
         /// What is wrong.
         what: &'static str,
     },
+    /// What was to be pushed ended before its size was reached.
+    #[error("blob {digest} was to be pushed, and ends after {found} bytes; it is not in the registry")]
+    SourceEnded {
+        /// The blob.
+        digest: Digest,
+        /// Bytes that there were.
+        found: u64,
+    },
     /// A redirect that would be unsafe, or one too many.
     #[error("the redirect from {from} to {to} is refused: {why}")]
     Redirect {
@@ -190,6 +198,8 @@ pub enum RegistryError {
 pub enum Missing {
     /// The repository, or the right to see it: registries do not say which.
     AccessDenied,
+    /// The right to push to the repository.
+    PushDenied,
     /// The repository.
     Repository,
     /// The tag or digest.
@@ -203,6 +213,12 @@ impl Missing {
         let text = match self {
             Missing::AccessDenied => {
                 format!("pull access denied for {name}, repository does not exist or may require 'docker login'")
+            }
+            Missing::PushDenied => {
+                return match detail.is_empty() {
+                    true => format!("denied: requested access to {name} is denied; log in with 'docker login'"),
+                    false => format!("{detail}; {name} takes pushes of others, see 'docker login'"),
+                };
             }
             Missing::Repository => format!("repository {name} not found: does not exist or no pull access"),
             Missing::Manifest => format!("manifest for {name} not found"),

@@ -28,6 +28,8 @@ const WHOLE_WAIT: Duration = Duration::from_secs(300);
 /// A body that nobody wants has so long and may be so large before its connection is given up instead.
 const DISCARD_WAIT: Duration = Duration::from_millis(200);
 const DISCARD_BYTES_MAX: usize = 64 << 10;
+/// A line that takes less than this is as good as broken.
+const SENT_BYTES_PER_SECOND_MIN: u64 = 8 << 10;
 const KEPT_PER_HOST_MAX: usize = 4;
 const KEPT_MAX: usize = 16;
 /// Servers close idle connections after a minute or less; one that is about to go costs a failed request.
@@ -167,8 +169,10 @@ impl Transport {
                 false => broken(error),
             })
         };
-        let Ok(response) = timeout(self.answer_wait, exchanged).await else {
-            return Err(RegistryError::Timeout { host, what: "answer", seconds: self.answer_wait.as_secs() });
+        // What is sent takes its time before there can be an answer.
+        let wait = self.answer_wait + Duration::from_secs(request.body.len() as u64 / SENT_BYTES_PER_SECOND_MIN);
+        let Ok(response) = timeout(wait, exchanged).await else {
+            return Err(RegistryError::Timeout { host, what: "answer", seconds: wait.as_secs() });
         };
         let (head, incoming) = response?.into_parts();
         let (origin, trust) = (origin.clone(), trust.clone());

@@ -24,6 +24,7 @@ mod credentials;
 mod error;
 mod exchange;
 mod proxy;
+mod push;
 mod resolve;
 mod retry;
 mod tls;

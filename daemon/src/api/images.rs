@@ -1,13 +1,16 @@
-//! Images: pull, load, list, inspect, history, tag, remove, prune.
+//! Images: pull, push, load, list, inspect, history, tag, remove, prune.
 
-use baleen_engine::{EngineError, LoadRequest, Progress, PullRequest, RegistryAuth, RemoveImage, progress_channel};
+use baleen_engine::{
+    EngineError, LoadRequest, Progress, PullRequest, PushRequest, RegistryAuth, RemoveImage, progress_channel,
+};
 use baleen_oci::{Platform, Reference, Repository};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::filters::{Filters, image_fits};
-use super::{Answer, ApiError, Call};
+use super::input::{self, JSON_BYTES_MAX, Value};
+use super::{Answer, ApiError, Call, body_error};
 use crate::http::{Chunks, Reply, chunks};
 use crate::json::{Deletion, History, ImageInspect, ImageListItem, ProgressRenderer, error_line};
 
@@ -52,9 +55,8 @@ pub(crate) async fn create(call: Call) -> Answer {
     let reference = Reference::from_image_and_tag(from, call.query.text("tag")).map_err(invalid)?;
     let request = PullRequest { reference, platform: platform(&call)?, auth: registry_auth(&call) };
     let engine = call.engine().clone();
-    let (sender, mut progress) = progress_channel();
-    // Dropping the task ends it: that is how a client that has gone cancels its pull.
-    let mut pull = OwnTask::spawn(async move {
+    let (sender, progress) = progress_channel();
+    let pull = OwnTask::spawn(async move {
         match all_tags {
             None => engine.pull(request, sender).await.map(drop),
             Some(repository) => {
@@ -62,6 +64,11 @@ pub(crate) async fn create(call: Call) -> Answer {
             }
         }
     });
+    answer_with(&call, pull, progress).await
+}
+
+/// Answers with what a verb tells. Dropping its task ends it: that is how a client that has gone cancels it.
+async fn answer_with(call: &Call, mut verb: OwnTask, mut progress: mpsc::Receiver<Progress>) -> Answer {
     // Until the first message an error is a plain refusal.
     let first = tokio::select! {
         biased;
@@ -70,16 +77,51 @@ pub(crate) async fn create(call: Call) -> Answer {
     };
     let Some(first) = first else {
         // It ended without a word.
-        pull.finished().await.map_err(unprompted)?;
+        verb.finished().await.map_err(unprompted)?;
         return Ok(Reply::whole(200, "application/json", ""));
     };
     let (chunks, receiver) = chunks();
     tokio::spawn(async move {
         if chunks.send(ProgressRenderer::Pull.line(&first)).await.is_ok() {
-            run_and_forward(chunks, ProgressRenderer::Pull, pull, progress).await;
+            run_and_forward(chunks, ProgressRenderer::Pull, verb, progress).await;
         }
     });
     Ok(Reply::stream("application/json", receiver))
+}
+
+/// `POST /images/{name}/push`.
+pub(crate) async fn push(name: &str, mut call: Call) -> Answer {
+    let invalid = |source| EngineError::InvalidReference { text: name.to_owned(), source };
+    let repository = Repository::parse(name).map_err(invalid)?;
+    let tag = call.query.text("tag").map(str::to_owned);
+    let body = call.body.all(JSON_BYTES_MAX).await.map_err(|error| body_error(&error))?;
+    let auth = match call.head.headers.get("x-registry-auth") {
+        Some(header) => RegistryAuth::from_header(header),
+        // How clients sent it before there was a header.
+        None if !body.trim_ascii().is_empty() => RegistryAuth::from_json(&body)?,
+        None => RegistryAuth::anonymous(),
+    };
+    let request = PushRequest { repository, tag, auth };
+    let engine = call.engine().clone();
+    let (sender, progress) = progress_channel();
+    let push = OwnTask::spawn(async move { engine.push(request, sender).await });
+    answer_with(&call, push, progress).await
+}
+
+/// `POST /auth`: whether a registry takes these credentials.
+pub(crate) async fn log_in(mut call: Call) -> Answer {
+    let body = call.body.all(JSON_BYTES_MAX).await.map_err(|error| body_error(&error))?;
+    let mut given = input::parse(&body)?;
+    // Clients write these keys in any case.
+    let mut text = |key: &str| match given.take(key) {
+        Value::String(text) => text,
+        _ => String::new(),
+    };
+    let server = text("serveraddress");
+    let (username, password, token) = (text("username"), text("password"), text("identitytoken"));
+    let auth = json!({ "username": username, "password": password, "identitytoken": token });
+    call.engine().log_in(&server, &RegistryAuth::from_json(auth.to_string().as_bytes())?).await?;
+    super::json(200, &json!({ "Status": "Login Succeeded", "IdentityToken": "" }))
 }
 
 fn registry_auth(call: &Call) -> RegistryAuth {

@@ -15,7 +15,7 @@ pub(crate) async fn dispatch(path: &str, call: Call) -> Answer {
         (Get, "/info") => system::info(&call).await,
         (Get, "/events") => system::events(call).await,
         (Get, "/system/df") => system::disk_usage(&call).await,
-        (Post, "/auth") => Err(ApiError::not_implemented("auth")),
+        (Post, "/auth") => images::log_in(call).await,
         (Post, "/commit") => Err(ApiError::not_implemented("commit")),
         (Post, "/build") => Err(excluded::build(&call.query)),
         (Post, "/build/prune") => Ok(system::build_prune()),
@@ -111,7 +111,7 @@ async fn image(path: &str, call: Call) -> Answer {
         (Get, "history") => images::history(name, &call).await,
         (Get, "get") => Err(ApiError::not_implemented("image save")),
         (Post, "tag") => images::tag(name, &call).await,
-        (Post, "push") => Err(ApiError::not_implemented("image push")),
+        (Post, "push") => images::push(name, call).await,
         _ => Err(ApiError::page_not_found()),
     }
 }

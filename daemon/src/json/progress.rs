@@ -59,6 +59,13 @@ impl ProgressRenderer {
                 Message { status: Some(&format!("Pulling from {repository}")), id: Some(id), ..Message::default() }
                     .line()
             }
+            Progress::PushingTo { repository } => status(&format!("The push refers to repository [{repository}]")),
+            Progress::Pushed { tag, digest, size_bytes } => {
+                let told = status(&format!("{tag}: digest: {digest} size: {size_bytes}"));
+                let aux = json!({ "Tag": tag, "Digest": digest, "Size": size_bytes });
+                let aux = json!({ "progressDetail": {}, "aux": aux });
+                [told, format!("{aux}\r\n").into()].concat().into()
+            }
             Progress::Layer { id, phase } => layer(id, phase),
             Progress::Digest(digest) => status(&format!("Digest: {digest}")),
             Progress::Status(text) => status(&format!("Status: {}", text.strip_prefix("Status: ").unwrap_or(text))),
@@ -72,7 +79,7 @@ impl ProgressRenderer {
 }
 
 fn layer(id: &str, phase: &LayerPhase) -> Bytes {
-    let retrying;
+    let (retrying, mounted);
     let (word, counts) = match phase {
         LayerPhase::PullingFsLayer => ("Pulling fs layer", None),
         LayerPhase::Waiting => ("Waiting", None),
@@ -83,6 +90,14 @@ fn layer(id: &str, phase: &LayerPhase) -> Bytes {
         LayerPhase::PullComplete => ("Pull complete", None),
         LayerPhase::AlreadyExists => ("Already exists", None),
         LayerPhase::Loading { current_bytes, total_bytes } => ("Loading layer", Some((*current_bytes, *total_bytes))),
+        LayerPhase::Preparing => ("Preparing", None),
+        LayerPhase::Pushing { current_bytes, total_bytes } => ("Pushing", Some((*current_bytes, *total_bytes))),
+        LayerPhase::Pushed => ("Pushed", None),
+        LayerPhase::LayerAlreadyExists => ("Layer already exists", None),
+        LayerPhase::MountedFrom(repository) => {
+            mounted = format!("Mounted from {repository}");
+            (mounted.as_str(), None)
+        }
         LayerPhase::Retrying { seconds, reason } => {
             let plural = if *seconds == 1 { "" } else { "s" };
             retrying = format!("Retrying in {seconds} second{plural}: {reason}");

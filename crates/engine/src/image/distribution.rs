@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use baleen_oci::{Document, Platform, Reference, Repository};
-use baleen_registry::{Credentials, RegistryError, RepositoryClient};
+use baleen_registry::{RegistryError, RepositoryClient};
 
 use super::{PullRequest, Pulled, RegistryAuth};
 use crate::engine::Engine;
@@ -23,7 +23,7 @@ pub struct Distribution {
     pub platforms: Vec<Platform>,
 }
 
-fn registry_error(error: RegistryError) -> EngineError {
+pub(super) fn registry_error(error: RegistryError) -> EngineError {
     EngineError::Registry(Box::new(error))
 }
 
@@ -78,7 +78,14 @@ impl Engine {
 
     /// A repository as the holder of these credentials sees it.
     pub(super) fn repository_client(&self, repository: &Repository, auth: &RegistryAuth) -> RepositoryClient {
-        let credentials = auth.0.as_deref().map_or(Credentials::Anonymous, Credentials::from_header_or_anonymous);
-        self.registry().repository(repository, credentials)
+        self.registry().repository(repository, auth.0.clone())
+    }
+
+    /// Finds out whether a registry, by its host or address, takes these credentials.
+    ///
+    /// # Errors
+    /// Those of the registry; `Unauthorized` if it does not.
+    pub async fn log_in(self: &Arc<Self>, server: &str, auth: &RegistryAuth) -> Result<(), EngineError> {
+        self.registry().log_in(server, auth.0.clone()).await.map_err(registry_error)
     }
 }

@@ -1,5 +1,5 @@
 //! Images: what the store holds of them (`lookup`), how they come (`pull`, `download`, `load`, `unpack`, `spool`, `stack`, `commit`) and
-//! go (`remove`), and how a damaged layer comes again (`refetch`).
+//! go (`push`, `remove`), and how a damaged layer comes again (`refetch`).
 
 mod commit;
 mod distribution;
@@ -7,6 +7,7 @@ mod download;
 mod load;
 mod lookup;
 mod pull;
+mod push;
 mod refetch;
 mod remove;
 mod spool;
@@ -16,12 +17,16 @@ mod unpack;
 use std::fmt;
 
 use baleen_oci::{Platform, Reference, RunConfig};
+use baleen_registry::Credentials;
 
 pub use distribution::Distribution;
 pub(crate) use download::Downloads;
 pub(crate) use lookup::{config, find, layer_dirs, store_error};
+pub(crate) use push::Compressed;
+pub use push::PushRequest;
 pub use refetch::LayerFetcher;
 
+use crate::error::EngineError;
 use crate::time::Timestamp;
 
 /// What a pull is asked for.
@@ -35,25 +40,38 @@ pub struct PullRequest {
     pub auth: RegistryAuth,
 }
 
-/// The raw `X-Registry-Auth` header of a request: never shown, stored or logged.
+/// The credentials of a request: never shown, stored or logged.
 #[derive(Clone, Default)]
-pub struct RegistryAuth(pub(crate) Option<String>);
+pub struct RegistryAuth(pub(crate) Credentials);
 
 impl RegistryAuth {
     /// No credentials.
     pub fn anonymous() -> Self {
-        Self(None)
+        Self::default()
     }
 
-    /// Takes the header's value; undecodable ones count as anonymous on a pull.
+    /// Takes the `X-Registry-Auth` header's value; undecodable ones count as anonymous.
     pub fn from_header(value: &str) -> Self {
-        Self(Some(value.to_owned()))
+        Self(Credentials::from_header_or_anonymous(value))
+    }
+
+    /// Takes the JSON that such a header holds.
+    ///
+    /// # Errors
+    /// `InvalidParameter` if it is none.
+    pub fn from_json(json: &[u8]) -> Result<Self, EngineError> {
+        let invalid = |_| EngineError::invalid("the credentials are no JSON object; log in again");
+        Credentials::from_json(json).map(Self).map_err(invalid)
     }
 }
 
 impl fmt::Debug for RegistryAuth {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(if self.0.is_some() { "RegistryAuth(given)" } else { "RegistryAuth(anonymous)" })
+        formatter.write_str(if self.0 == Credentials::Anonymous {
+            "RegistryAuth(anonymous)"
+        } else {
+            "RegistryAuth(given)"
+        })
     }
 }
 
