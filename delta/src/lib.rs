@@ -13,7 +13,7 @@
 //! V4  What predicts is one code for the encoder and the decoder, and a pure function of bytes that both have.
 //!
 //! Touches: nothing by itself. Layers are read through [`SourceLayer`], whose implementations here read a tar
-//! ([`TarLayer`]) or a committed layer of the store (`StoredLayer::open(disk, layer_dir)`, to come).
+//! ([`TarLayer`]) or a committed layer of the store ([`StoredLayer`]).
 #![forbid(unsafe_code)]
 
 pub mod decode;
@@ -33,6 +33,7 @@ mod patch;
 mod payload;
 mod plan;
 mod program;
+mod stored;
 mod tar_layer;
 mod walk;
 
@@ -41,4 +42,5 @@ pub use encode::{Level, Options, Report, Share, Target, encode};
 pub use error::{DeltaError, SourceError};
 pub use header::{FrameFacts, Header, LayerFacts, VERSION};
 pub use source::{FileBytes, PayloadFacts, ReadAt, SourceLayer, Sources};
+pub use stored::StoredLayer;
 pub use tar_layer::TarLayer;

@@ -168,19 +168,30 @@ impl Source<'_> {
 }
 
 /// Opens files of a layer by their paths below its directory (B2).
-pub(crate) struct FileOpener<'a> {
+pub struct FileOpener<'a> {
     disk: &'a dyn Disk,
     layer_dir: &'a Handle,
     /// The directory of the last file: the next is often in it.
     last: Option<(Vec<u8>, Handle)>,
 }
 
+impl std::fmt::Debug for FileOpener<'_> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("FileOpener").finish_non_exhaustive()
+    }
+}
+
 impl<'a> FileOpener<'a> {
-    pub(crate) fn new(disk: &'a dyn Disk, layer_dir: &'a Handle) -> Self {
+    /// Opens files of the layer in `layer_dir`.
+    pub fn new(disk: &'a dyn Disk, layer_dir: &'a Handle) -> Self {
         Self { disk, layer_dir, last: None }
     }
 
-    pub(crate) fn open(&mut self, path: &[u8]) -> io::Result<Handle> {
+    /// Opens the file at `path` for reading.
+    ///
+    /// # Errors
+    /// Those of the disk; `ENOENT`, `ENOTDIR`, `ELOOP` or `EINVAL` if the tree is not what it was.
+    pub fn open(&mut self, path: &[u8]) -> io::Result<Handle> {
         let slash = path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
         let (parent, name) = (&path[..slash], path.get(slash + 1..).unwrap_or_default());
         if let Some((known, dir)) = &self.last
@@ -200,7 +211,7 @@ impl<'a> FileOpener<'a> {
 }
 
 /// The path below the layer's directory.
-pub(crate) fn path_of(location: &Location) -> Vec<u8> {
+pub fn path_of(location: &Location) -> Vec<u8> {
     match location {
         Location::Tree(path) => [TREE_NAME, path].join(&b'/'),
         Location::Kept { number, rest } if rest.is_empty() => [KEPT_NAME, number.to_string().as_bytes()].join(&b'/'),

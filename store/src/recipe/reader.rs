@@ -66,6 +66,17 @@ impl Recipe {
         (self.frames[..first].iter().map(|frame| frame.files).sum(), self.items_of(first))
     }
 
+    /// Number of its frames of items.
+    pub fn frame_count(&self) -> usize {
+        self.frames.len()
+    }
+
+    /// The items of one frame; none past the last.
+    pub fn items_of_frame(&self, number: usize) -> Items<'_> {
+        let frames = number..self.frames.len().min(number.saturating_add(1));
+        Items { recipe: self, frames, frame: Vec::new(), position: 0, failed: false }
+    }
+
     fn items_of(&self, first: usize) -> Items<'_> {
         Items { recipe: self, frames: first..self.frames.len(), frame: Vec::new(), position: 0, failed: false }
     }
