@@ -177,6 +177,7 @@ fn engine_config(config: &Config) -> EngineConfig {
     let mut engine = EngineConfig::at(config.data_root.clone(), config.exec_root.clone(), binary);
     engine.cgroup_parent.clone_from(&config.cgroup_parent);
     engine.network.clone_from(&config.network);
+    engine.deltas = config.deltas;
     engine.insecure_registries.clone_from(&config.reloadable.insecure_registries);
     engine.registry_mirrors.clone_from(&config.reloadable.registry_mirrors);
     engine.limits.concurrent_downloads_max = config.reloadable.max_concurrent_downloads;

@@ -19,6 +19,8 @@ pub struct Options {
     pub tls: Option<(PathBuf, PathBuf)>,
     /// An htpasswd file (bcrypt): basic authentication.
     pub htpasswd: Option<PathBuf>,
+    /// Whether every request is noted: see [`Registry::requests`].
+    pub access_log: bool,
     /// The network to live in, at its own address; else the loopback address of the machine.
     pub network: Option<String>,
 }
@@ -29,6 +31,7 @@ pub struct Registry {
     child: Child,
     host: &'static str,
     port: u16,
+    log: PathBuf,
 }
 
 impl Registry {
@@ -51,8 +54,9 @@ impl Registry {
             fs::create_dir_all(&storage)?;
             let host = if options.network.is_some() { network::ADDRESS } else { "127.0.0.1" };
             let mut config = format!(
-                "version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    \
+                "version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: {}\nstorage:\n  filesystem:\n    \
                  rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: {host}:{port}\n",
+                !options.access_log,
                 storage.display()
             );
             if let Some((certificate, key)) = &options.tls {
@@ -63,7 +67,8 @@ impl Registry {
             }
             let file = scratch.join(format!("registry-{port}.yml"));
             fs::write(&file, config)?;
-            let log = fs::File::create(scratch.join(format!("registry-{port}.log")))?;
+            let log_file = scratch.join(format!("registry-{port}.log"));
+            let log = fs::File::create(&log_file)?;
             let child = in_network(options.network.as_deref(), "docker-registry")
                 .arg("serve")
                 .arg(&file)
@@ -72,7 +77,7 @@ impl Registry {
                 .stderr(log)
                 .spawn()
                 .context("cannot start docker-registry; `make deps` installs it")?;
-            let mut registry = Self { child, host, port };
+            let mut registry = Self { child, host, port, log: log_file };
             let address = registry.address();
             let up = wait_for("docker-registry listening", Duration::from_secs(10), || {
                 if let Ok(Some(status)) = registry.child.try_wait() {
@@ -94,6 +99,16 @@ impl Registry {
     /// Host and port.
     pub fn address(&self) -> String {
         format!("{}:{}", self.host, self.port)
+    }
+
+    /// The requests so far, as `GET /v2/app/blobs/sha256:…`, if they are noted.
+    ///
+    /// # Errors
+    /// If the log cannot be read.
+    pub fn requests(&self) -> Result<Vec<String>> {
+        let text = fs::read_to_string(&self.log)?;
+        let request = |line: &str| Some(line.split('"').nth(1)?.trim_end_matches(" HTTP/1.1").to_owned());
+        Ok(text.lines().filter_map(request).filter(|request| request.contains(" /v2/")).collect())
     }
 
     /// The reference of `name` (with its tag) in this registry.

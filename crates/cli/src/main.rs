@@ -1,4 +1,4 @@
-//! The one binary: `baleen daemon`, `baleen shim`, `baleen fsck`, the daemon under the name `dockerd`, and else the client, also
+//! The one binary: `baleen daemon`, `baleen shim`, `baleen fsck`, `baleen delta`, the daemon under the name `dockerd`, and else the client, also
 //! under the name `docker`.
 //!
 //! C1  A shim's entry is taken before anything else happens: no thread, no allocation of ours, no argument parser (R1 of
@@ -14,6 +14,7 @@ use std::process::ExitCode;
 use baleen_daemon::chain;
 
 mod client;
+mod delta;
 mod fsck;
 
 fn main() -> ExitCode {
@@ -27,6 +28,13 @@ fn main() -> ExitCode {
     match first.as_deref().and_then(OsStr::to_str) {
         Some("shim") => baleen_runtime::shim_main(),
         Some("daemon") => daemon(arguments),
+        Some("delta") => match arguments.map(OsString::into_string).collect::<Result<Vec<String>, _>>() {
+            Ok(arguments) => delta::run(arguments),
+            Err(argument) => {
+                eprintln!("baleen: argument {argument:?} is not UTF-8");
+                ExitCode::from(2)
+            }
+        },
         Some("fsck") => match arguments.map(OsString::into_string).collect::<Result<Vec<String>, _>>() {
             Ok(arguments) => fsck::run(arguments.into_iter()),
             Err(argument) => {

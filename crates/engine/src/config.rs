@@ -39,6 +39,8 @@ pub struct EngineConfig {
     pub retry_clock: Arc<dyn RetryClock>,
     /// When a layer that comes is made durable on its way.
     pub checkpoint_intervals: CheckpointIntervals,
+    /// Whether pulls look for deltas.
+    pub deltas: bool,
     /// How containers are connected.
     pub network: NetworkConfig,
     /// Numbers.
@@ -84,6 +86,7 @@ impl EngineConfig {
                 patience_first: CHECKPOINT_SPACING,
                 ..CheckpointIntervals::default()
             },
+            deltas: true,
             network,
             limits: Limits::default(),
         }

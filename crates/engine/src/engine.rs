@@ -17,7 +17,7 @@ use crate::container::{Containers, Execs};
 use crate::door::{Door, ended};
 use crate::error::EngineError;
 use crate::events::{EventQuery, EventStream, Events};
-use crate::image::{Compressed, Downloads, store_error};
+use crate::image::{Compressed, Deltas, Downloads, store_error};
 use crate::recovery::Recovery;
 use crate::volume::{self, Volumes};
 
@@ -32,6 +32,7 @@ pub struct Engine {
     pub(crate) registry: RwLock<Client>,
     pub(crate) downloads: Arc<Downloads>,
     pub(crate) compressed: Compressed,
+    pub(crate) deltas: Deltas,
     pub(crate) events: Events,
     pub(crate) containers: Containers,
     pub(crate) execs: Execs,
@@ -68,6 +69,7 @@ impl Engine {
                 config.checkpoint_intervals,
             )),
             compressed: Compressed::default(),
+            deltas: Deltas::default(),
             events: Events::default(),
             containers: Containers::default(),
             execs: Execs::default(),

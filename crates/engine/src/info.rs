@@ -113,6 +113,7 @@ impl Engine {
         }
         let root = self.config.data_root.display().to_string();
         info.driver_status.push(("Store".to_owned(), root));
+        info.driver_status.extend(self.deltas.rows());
         if let Ok(space) = self.store.space() {
             let text = |bytes: u64| format!("{} MB", bytes / 1_000_000);
             info.driver_status.push(("Space Free".to_owned(), text(space.free_bytes)));

@@ -27,6 +27,7 @@ mod reload;
 mod time;
 mod volume;
 
+pub use baleen_delta::Header as DeltaHeader;
 pub use baleen_network::{BridgeConfig, Ipv4Net, Ipv6Net};
 pub use baleen_registry::Clock as RetryClock;
 pub use baleen_snapshotter::Intervals as CheckpointIntervals;
@@ -42,8 +43,9 @@ pub use engine::Engine;
 pub use error::{EngineError, Kind, chain};
 pub use events::{Actor, Event, EventQuery, EventStream, EventType};
 pub use image::{
-    Distribution, GraphDriver, HistoryItem, ImageDeletion, ImageDetails, ImageSummary, LayerFetcher, LoadRequest,
-    Pruned, PullRequest, Pulled, PushRequest, RegistryAuth, RemoveImage,
+    DeltaFacts, DeltaLevel, Distribution, GraphDriver, HistoryItem, ImageDeletion, ImageDetails, ImageSummary,
+    LayerFetcher, LoadRequest, MadeDelta, MakeDelta, OfferedDelta, Pruned, PullRequest, Pulled, PushRequest,
+    RegistryAuth, RemoveImage,
 };
 pub use info::{DiskUsage, EngineInfo, hostname};
 pub use network::{EndpointView, Network, NetworkConfig, PublishedPort};

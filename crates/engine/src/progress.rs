@@ -87,6 +87,17 @@ pub enum LayerPhase {
     LayerAlreadyExists,
     /// `Mounted from x`: another repository of the registry had it.
     MountedFrom(String),
+    /// `Skipping common layer`: both images of a delta have it.
+    SkippingCommonLayer,
+    /// `Computing delta`.
+    ComputingDelta {
+        /// Bytes of the layer's tar that are done.
+        current_bytes: u64,
+        /// Of how many.
+        total_bytes: u64,
+    },
+    /// `Delta complete`.
+    DeltaComplete,
     /// `Retrying in N seconds`, and why.
     Retrying {
         /// Seconds left.
@@ -125,6 +136,11 @@ impl ProgressSender {
     /// Sends a milestone from a thread that may wait.
     pub(crate) fn send_blocking(&self, progress: Progress) {
         let _ = self.0.blocking_send(progress);
+    }
+
+    /// Whether nobody listens any more.
+    pub(crate) fn has_gone(&self) -> bool {
+        self.0.is_closed()
     }
 
     /// Sends a count if there is room.

@@ -106,7 +106,7 @@ impl BlobStream {
     }
 
     /// Makes no more than the fixed number of attempts, and counts as no layer.
-    pub(crate) fn impatient(mut self) -> BlobStream {
+    pub fn impatient(mut self) -> BlobStream {
         self.patient = false;
         self
     }

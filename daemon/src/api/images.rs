@@ -1,7 +1,8 @@
-//! Images: pull, push, load, list, inspect, history, tag, remove, prune.
+//! Images: pull, push, deltas, load, list, inspect, history, tag, remove, prune.
 
 use baleen_engine::{
-    EngineError, LoadRequest, Progress, PullRequest, PushRequest, RegistryAuth, RemoveImage, progress_channel,
+    DeltaLevel, EngineError, LoadRequest, MakeDelta, Progress, PullRequest, PushRequest, RegistryAuth, RemoveImage,
+    progress_channel,
 };
 use baleen_oci::{Platform, Reference, Repository};
 use serde_json::json;
@@ -106,6 +107,24 @@ pub(crate) async fn push(name: &str, mut call: Call) -> Answer {
     let (sender, progress) = progress_channel();
     let push = OwnTask::spawn(async move { engine.push(request, sender).await });
     answer_with(&call, push, progress).await
+}
+
+/// `POST /images/delta`: makes a delta from `src` to `dest`, and pushes it to the repository of `dest`, or to `t`.
+pub(crate) async fn delta(call: Call) -> Answer {
+    let name = |key: &'static str| {
+        let missing = move || ApiError::invalid(format!("an image must be named by {key}"));
+        call.query.text(key).map(str::to_owned).ok_or_else(missing)
+    };
+    let (source, target) = (name("src")?, name("dest")?);
+    let place = call.query.text("t").unwrap_or(&target).to_owned();
+    let invalid = |source| EngineError::InvalidReference { text: place.clone(), source };
+    let push_to = Some(Reference::parse(&place).map_err(invalid)?.repository().clone());
+    let auth = registry_auth(&call);
+    let request = MakeDelta { source, target, push_to, file: None, level: DeltaLevel::Default, auth };
+    let engine = call.engine().clone();
+    let (sender, progress) = progress_channel();
+    let making = OwnTask::spawn(async move { engine.make_delta(request, sender).await.map(drop) });
+    answer_with(&call, making, progress).await
 }
 
 /// `POST /auth`: whether a registry takes these credentials.

@@ -94,7 +94,7 @@ async fn image(path: &str, call: Call) -> Answer {
         (Post, "/create") => return images::create(call).await,
         (Post, "/load") => return images::load(call).await,
         (Post, "/prune") => return images::prune(&call).await,
-        (Post, "/delta") => return Err(ApiError::not_implemented("image delta")),
+        (Post, "/delta") => return images::delta(call).await,
         _ => {}
     }
     let Some(rest) = path.strip_prefix('/').filter(|rest| !rest.is_empty()) else {

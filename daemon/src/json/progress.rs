@@ -90,6 +90,11 @@ fn layer(id: &str, phase: &LayerPhase) -> Bytes {
         LayerPhase::PullComplete => ("Pull complete", None),
         LayerPhase::AlreadyExists => ("Already exists", None),
         LayerPhase::Loading { current_bytes, total_bytes } => ("Loading layer", Some((*current_bytes, *total_bytes))),
+        LayerPhase::SkippingCommonLayer => ("Skipping common layer", None),
+        LayerPhase::ComputingDelta { current_bytes, total_bytes } => {
+            ("Computing delta", Some((*current_bytes, *total_bytes)))
+        }
+        LayerPhase::DeltaComplete => ("Delta complete", None),
         LayerPhase::Preparing => ("Preparing", None),
         LayerPhase::Pushing { current_bytes, total_bytes } => ("Pushing", Some((*current_bytes, *total_bytes))),
         LayerPhase::Pushed => ("Pushed", None),

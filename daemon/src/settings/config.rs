@@ -25,6 +25,8 @@ pub(crate) struct Config {
     pub(crate) pidfile: Option<PathBuf>,
     pub(crate) cgroup_parent: Option<String>,
     pub(crate) network: NetworkConfig,
+    /// Pulls look for deltas.
+    pub(crate) deltas: bool,
     /// What a SIGHUP may change.
     pub(crate) reloadable: Reloadable,
     /// What was accepted and does nothing.
@@ -103,6 +105,7 @@ impl Reading<'_> {
             }),
             cgroup_parent: self.text("cgroup-parent").map(str::to_owned),
             network: self.network(&self.absolute("exec-root", exec_root)?)?,
+            deltas: self.flag("deltas", true),
             reloadable: self.reloadable()?,
             warnings,
         };

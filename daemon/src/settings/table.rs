@@ -86,6 +86,8 @@ pub(super) const ROWS: &[Row] = &[
     flag("registry-mirrors", "registry-mirror", None, List, Honoured),
     flag("insecure-registries", "insecure-registry", None, List, Honoured),
     row("max-concurrent-downloads", Number, Honoured),
+    // Not of dockerd: whether pulls look for deltas.
+    row("deltas", Bool, Honoured),
     row("max-concurrent-uploads", Number, Only(&["5"])),
     row("max-download-attempts", Number, Honoured),
     row("max-upload-attempts", Number, Only(&["5"])),

@@ -64,6 +64,19 @@ pub(crate) static COMMANDS: &[Command] = &[
         run: push,
     },
     Command {
+        names: &["image delta"],
+        arguments: "[OPTIONS] SOURCE TARGET",
+        count: (2, 2),
+        about: "Make a delta between two images that are here, and push it beside the target",
+        flags: &[&[
+            short('t', "tag", Text("string"), "Push it to this repository instead of the target's"),
+            short('q', "quiet", Bool, "Do not show progress"),
+        ]],
+        mixed: true,
+        completes: Completes::Images,
+        run: delta,
+    },
+    Command {
         names: &["rmi", "image rm", "image remove"],
         arguments: "[OPTIONS] IMAGE [IMAGE...]",
         count: (1, MANY),
@@ -307,6 +320,19 @@ fn push(client: &Client, parsed: &Parsed) -> Result<Ending, Failure> {
     let request = Request::post(format!("/images/{}/push", name(repository)))
         .query_maybe("tag", tag)
         .header("X-Registry-Auth", credentials::header(&reference));
+    progress::follow(client, request, to, |_| {})?;
+    Ok(Ending::SUCCESS)
+}
+
+fn delta(client: &Client, parsed: &Parsed) -> Result<Ending, Failure> {
+    let (source, target) = (&parsed.arguments[0], &parsed.arguments[1]);
+    let place = parsed.text("tag").unwrap_or(target);
+    let to = if parsed.is("quiet") { To::Nowhere } else { To::Stdout };
+    let request = Request::post("/images/delta")
+        .query("src", source)
+        .query("dest", target)
+        .query_maybe("t", parsed.text("tag"))
+        .header("X-Registry-Auth", credentials::header(place));
     progress::follow(client, request, to, |_| {})?;
     Ok(Ending::SUCCESS)
 }

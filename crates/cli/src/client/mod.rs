@@ -15,7 +15,7 @@
 
 mod completion;
 mod container;
-mod credentials;
+pub(crate) mod credentials;
 mod failure;
 mod flags;
 mod help;
@@ -29,7 +29,7 @@ mod prune;
 mod system;
 mod table;
 mod terminal;
-mod text;
+pub(crate) mod text;
 mod volume;
 
 use std::ffi::OsString;

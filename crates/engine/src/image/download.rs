@@ -4,7 +4,8 @@
 //! W2  One blob is unpacked by one thread at a time: a job holds the blob's turn until its thread has let go of
 //!     `partial/<blob>`.
 //! W3  At most `concurrent_downloads_max` jobs fetch at once; the others wait, in order.
-//! W4  Counts are sent at most every [`COUNT_INTERVAL`]; what was reached is never lost, only steps between.
+//! W4  A layer that a delta makes is fetched in full, by the same job, once anything is wrong with the delta (D2 of `delta`).
+//! W5  Counts are sent at most every [`COUNT_INTERVAL`]; what was reached is never lost, only steps between.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -12,12 +13,14 @@ use std::time::{Duration, Instant};
 
 use baleen_oci::{Descriptor, DiffId, Digest};
 use baleen_registry::{BlobEvent, RepositoryClient};
-use baleen_snapshotter::Pace;
+use baleen_snapshotter::{ExtractError, Pace};
 use baleen_store::{Durability, Store};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::{self, AbortHandle};
 
 use super::commit::{Commits, Ready};
+use super::delta::DeltaSource;
+use super::delta::apply::{self, ApplyEvent, Origin};
 use super::stack::{Arrivals, Below, Place, Wants};
 use super::unpack::{self, Checkpointing, LayerSource, Piece, UnpackError, Unpacked};
 use crate::door::ended;
@@ -40,6 +43,8 @@ pub(crate) struct Received {
     pub(crate) fetched_bytes: u64,
     /// Bytes that an earlier attempt had received, and that were not fetched again.
     pub(crate) resumed_bytes: u64,
+    /// Size of the layer's blob, if a delta has made the layer.
+    pub(crate) in_full_bytes: u64,
 }
 
 /// How far a job is.
@@ -47,8 +52,8 @@ pub(crate) struct Received {
 pub(crate) enum Stage {
     /// Others come first.
     Waiting,
-    /// So many bytes have come.
-    Downloading(u64),
+    /// So many bytes have come, of so many.
+    Downloading(u64, u64),
     /// The connection broke: seconds until it is tried again, and what went wrong.
     Retrying(u64, Arc<str>),
     /// Everything has come and is being verified and made durable.
@@ -83,6 +88,8 @@ pub(crate) struct Downloads {
     jobs: Mutex<HashMap<JobKey, Weak<Job>>>,
     /// Who unpacks which blob (W2).
     turns: Mutex<HashMap<Digest, Arc<Semaphore>>>,
+    /// One layer is made by a delta at a time (D4 of `delta`).
+    applying: Arc<Semaphore>,
     /// When checkpoints are due, by all layers in flight.
     pace: Arc<Pace>,
     pub(crate) commits: Arc<Commits>,
@@ -96,7 +103,15 @@ impl Downloads {
         let start = Instant::now();
         let pace = Arc::new(Pace::new(intervals, Box::new(move || start.elapsed())));
         let commits = Commits::new(clock);
-        Self { running, concurrent_max, jobs: Mutex::default(), turns: Mutex::default(), pace, commits }
+        Self {
+            running,
+            concurrent_max,
+            jobs: Mutex::default(),
+            turns: Mutex::default(),
+            applying: Arc::new(Semaphore::new(1)),
+            pace,
+            commits,
+        }
     }
 
     /// Lets so many jobs fetch at once from now on; those beyond that fetch already end first.
@@ -117,7 +132,8 @@ impl Downloads {
         *current = wanted;
     }
 
-    /// The job that fetches this layer: the one under way, or a new one. `cuts` is how often the pull was cut before.
+    /// The job that fetches this layer: the one under way, or a new one, by this delta if it makes the layer. `cuts` is how
+    /// often the pull was cut before.
     pub(crate) fn join(
         self: &Arc<Self>,
         store: &Store,
@@ -125,6 +141,7 @@ impl Downloads {
         descriptor: &Descriptor,
         places: &[Place],
         cuts: u32,
+        delta: Option<&Arc<DeltaSource>>,
     ) -> Arc<Job> {
         let (place, below) = places.split_last().expect("a layer and what is below it");
         let key = (descriptor.digest, place.diff_id);
@@ -144,6 +161,7 @@ impl Downloads {
             place: place.clone(),
             below: below.into(),
             cuts,
+            delta: delta.and_then(|delta| Some((Arc::clone(delta), delta.layer(&place.diff_id)?))),
             reports: Arc::new(reports),
         };
         let job = Arc::new(Job { stage, task: tokio::spawn(fetch.run()).abort_handle() });
@@ -184,6 +202,8 @@ struct Fetch {
     below: Arc<[Place]>,
     /// Cuts of the pull before, as far as its record tells.
     cuts: u32,
+    /// The delta that makes the layer, with the layer's number there.
+    delta: Option<(Arc<DeltaSource>, usize)>,
     reports: Arc<watch::Sender<Stage>>,
 }
 
@@ -214,17 +234,27 @@ impl Fetch {
         let mut turn = turn.acquire_owned().await.map_err(|_| EngineError::ShuttingDown)?;
         let mut received = Received::default();
         let mut durability = Durability::Cheapest;
-        for attempt in 1.. {
+        let mut attempt = 0;
+        loop {
             if self.is_stored().await? {
                 break;
             }
+            let delta = self.delta.as_ref().filter(|(delta, _)| delta.reason().is_none());
+            attempt += u32::from(delta.is_none());
             let running = Arc::clone(&self.downloads.running).acquire_owned();
             let wants = Leaving { wants: Arc::default(), arrivals: Arc::clone(&self.downloads.commits.arrivals) };
             wants.wants.hold(running.await.map_err(|_| EngineError::ShuttingDown)?);
+            if delta.is_some() {
+                let applying = Arc::clone(&self.downloads.applying).acquire_owned();
+                wants.wants.hold(applying.await.map_err(|_| EngineError::ShuttingDown)?);
+            }
             let (pieces, taken) = mpsc::channel(PIECES_MAX);
             let (begins, offset) = oneshot::channel();
-            let unpacking = self.unpack(&wants.wants, begins, taken, turn);
-            let fed = self.feed(offset, pieces, &mut received).await;
+            let unpacking = self.unpack(&wants.wants, begins, taken, delta, turn);
+            let fed = match delta {
+                Some((delta, number)) => self.feed_by(delta, *number, offset, pieces, &mut received).await,
+                None => self.feed(offset, pieces, &mut received).await,
+            };
             let (unpacked, returned) = unpacking.await.map_err(|error| ended("unpack a layer", &error))?;
             wants.wants.let_go();
             turn = returned;
@@ -233,12 +263,22 @@ impl Fetch {
                     let ready = Ready { partial, fact, durability, turn };
                     let outcome = self.downloads.commits.hand_in(&self.store, ready, in_flight).await;
                     let (committed, returned) = outcome.map_err(|_| EngineError::ShuttingDown)?;
-                    let Err(failure) = committed else { break };
+                    let Err(failure) = committed else {
+                        received.in_full_bytes = delta.map_or(0, |_| self.descriptor.size);
+                        break;
+                    };
                     (turn, in_flight) = (returned, self.downloads.commits.begin());
                     failure
                 }
                 Err(failure) => failure,
             };
+            if let Some((delta, _)) = delta
+                && let Some(reason) = blame(&failure, &fed)
+            {
+                tracing::warn!(digest = %self.descriptor.digest, error = reason, "a delta is given up; the layer is fetched in full");
+                delta.give_up(&reason);
+                continue;
+            }
             match (failure, fed) {
                 // Neither an error of the disk nor of the content: the network's.
                 (UnpackError::Abandoned, Err(error)) => return Err(error),
@@ -269,6 +309,7 @@ impl Fetch {
         wants: &Arc<Wants>,
         begins: oneshot::Sender<u64>,
         mut pieces: mpsc::Receiver<Piece>,
+        delta: Option<&(Arc<DeltaSource>, usize)>,
         turn: T,
     ) -> task::JoinHandle<(Unpacked, T)> {
         let store = self.store.clone();
@@ -278,6 +319,7 @@ impl Fetch {
             size_bytes: Some(self.descriptor.size),
             media_type: Some(self.descriptor.media_type.clone()),
             diff_id: self.place.diff_id,
+            tar_bytes: delta.map(|(delta, number)| delta.tar_size_bytes(*number)),
             parents: self.place.parents,
         };
         let below = (!self.below.is_empty()).then(|| Below {
@@ -313,7 +355,8 @@ impl Fetch {
         if offset > 0 {
             tracing::info!(digest = %self.descriptor.digest, offset, "a cut layer is gone on with");
         }
-        self.reports.send_replace(Stage::Downloading(offset));
+        let size = self.descriptor.size;
+        self.reports.send_replace(Stage::Downloading(offset, size));
         let mut last_report = Instant::now();
         let outcome = loop {
             match blob.next_chunk().await {
@@ -323,7 +366,7 @@ impl Fetch {
                     }
                     if last_report.elapsed() >= COUNT_INTERVAL {
                         last_report = Instant::now();
-                        self.reports.send_replace(Stage::Downloading(blob.position()));
+                        self.reports.send_replace(Stage::Downloading(blob.position(), size));
                     }
                 }
                 Ok(None) => {
@@ -338,5 +381,49 @@ impl Fetch {
         // If the layer starts over, what was resumed has helped nothing.
         received.resumed_bytes = offset;
         outcome
+    }
+
+    /// The same by a delta: gives the layer's tar to the thread from the offset that it names on.
+    async fn feed_by(
+        &self,
+        delta: &Arc<DeltaSource>,
+        number: usize,
+        offset: oneshot::Receiver<u64>,
+        pieces: mpsc::Sender<Piece>,
+        received: &mut Received,
+    ) -> Result<(), EngineError> {
+        let Ok(offset) = offset.await else { return Ok(()) }; // The thread has failed and says why.
+        if offset > 0 {
+            tracing::info!(digest = %self.descriptor.digest, offset, delta = delta.short, "a cut layer is gone on with");
+        }
+        let (reports, last_report) = (Arc::clone(&self.reports), Mutex::new(None::<Instant>));
+        let on_event = move |event| match event {
+            ApplyEvent::Fetched(current, total) => {
+                let mut last_report = lock(&last_report);
+                if current == total || last_report.is_none_or(|last| last.elapsed() >= COUNT_INTERVAL) {
+                    *last_report = Some(Instant::now());
+                    reports.send_replace(Stage::Downloading(current, total));
+                }
+            }
+            ApplyEvent::Retrying(seconds, reason) => drop(reports.send_replace(Stage::Retrying(seconds, reason))),
+            ApplyEvent::Complete => drop(reports.send_replace(Stage::Storing)),
+        };
+        let origin = Origin { delta, number, store: &self.store, client: &self.client };
+        apply::feed(&origin, offset, pieces, Arc::new(on_event), received).await
+    }
+}
+
+/// Why a delta is to blame for a layer that was not stored; `None` if it is not: of the disk, or nobody waits any more.
+fn blame(failure: &UnpackError, fed: &Result<(), EngineError>) -> Option<String> {
+    let is_full = |source: &(dyn std::error::Error + 'static)| {
+        source.downcast_ref::<ExtractError>().is_some_and(ExtractError::is_disk_full)
+    };
+    match (failure, fed) {
+        (UnpackError::Abandoned, Err(error)) => Some(error.chain()),
+        (UnpackError::Again(error, _) | UnpackError::Failed(error), _) => match error {
+            EngineError::LayerRefused { source, .. } if !is_full(source.as_ref()) => Some(error.chain()),
+            _ => None,
+        },
+        _ => None,
     }
 }

@@ -80,11 +80,16 @@ fn spool_error(source: io::Error) -> EngineError {
     EngineError::Io { action: "spool", path: "the archive".into(), source }
 }
 
-/// Takes in the whole archive, decompressed (K1).
-fn spool(data_root: &Path, mut archive: mpsc::Receiver<Result<Bytes, io::Error>>) -> Result<File, EngineError> {
+/// A file without a name on the store's disk, gone with its descriptor.
+pub(crate) fn unnamed_file(data_root: &Path) -> Result<File, EngineError> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     let file = rustix::fs::openat(CWD, data_root, flags, Mode::RUSR | Mode::WUSR);
-    let mut file = File::from(file.map_err(|error| spool_error(error.into()))?);
+    Ok(File::from(file.map_err(|error| spool_error(error.into()))?))
+}
+
+/// Takes in the whole archive, decompressed (K1).
+fn spool(data_root: &Path, mut archive: mpsc::Receiver<Result<Bytes, io::Error>>) -> Result<File, EngineError> {
+    let mut file = unnamed_file(data_root)?;
     let full = |source: io::Error| match source.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             let what = "the archive, which is taken in whole before its layers are";
@@ -337,6 +342,7 @@ impl Loader<'_> {
             size_bytes: Some(extent.length),
             media_type: None,
             diff_id,
+            tar_bytes: None,
             parents,
         })
     }
@@ -400,6 +406,7 @@ impl Loader<'_> {
                 size_bytes: Some(descriptor.size),
                 media_type: Some(descriptor.media_type.clone()),
                 diff_id: place.diff_id,
+                tar_bytes: None,
                 parents: place.parents,
             };
             layers.push((source, extent));

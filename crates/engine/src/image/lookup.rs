@@ -118,8 +118,13 @@ impl Names {
         repositories
     }
 
+    /// When a name of it was last set.
+    pub(crate) fn last_set_seconds(&self, id: &ImageId) -> Option<i64> {
+        self.all(id).map(|(_, fact)| fact.set_at_seconds).max()
+    }
+
     fn last_set(&self, id: &ImageId) -> Option<Timestamp> {
-        let seconds = self.all(id).map(|(_, fact)| fact.set_at_seconds).max()?;
+        let seconds = self.last_set_seconds(id)?;
         Some(Timestamp { seconds, nanoseconds: 0 })
     }
 }

@@ -1,7 +1,8 @@
-//! Images: what the store holds of them (`lookup`), how they come (`pull`, `download`, `load`, `unpack`, `spool`, `stack`, `commit`) and
-//! go (`push`, `remove`), and how a damaged layer comes again (`refetch`).
+//! Images: what the store holds of them (`lookup`), how they come (`pull`, `delta`, `download`, `load`, `unpack`, `spool`, `stack`,
+//! `commit`) and go (`push`, `remove`), and how a damaged layer comes again (`refetch`).
 
 mod commit;
+mod delta;
 mod distribution;
 mod download;
 mod load;
@@ -19,6 +20,8 @@ use std::fmt;
 use baleen_oci::{Platform, Reference, RunConfig};
 use baleen_registry::Credentials;
 
+pub(crate) use delta::Deltas;
+pub use delta::{DeltaFacts, DeltaLevel, MadeDelta, MakeDelta, OfferedDelta};
 pub use distribution::Distribution;
 pub(crate) use download::Downloads;
 pub(crate) use lookup::{config, find, layer_dirs, store_error};
@@ -88,6 +91,8 @@ pub struct Pulled {
     pub fetched_bytes: u64,
     /// Bytes of layers that an earlier pull had received before it was cut, and that were not fetched again.
     pub resumed_bytes: u64,
+    /// Bytes that a delta has saved: what its layers have as blobs, less what was fetched of the delta.
+    pub saved_bytes: u64,
 }
 
 /// An entry of the image list.

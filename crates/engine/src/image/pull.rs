@@ -13,6 +13,8 @@ use baleen_registry::{RepositoryClient, ResolvedImage};
 use baleen_store::{Lease, Store, StoreError};
 
 use super::commit::{Awaited, pull_fact, stage_image};
+use super::delta::DeltaSource;
+use super::delta::find::{MissingLayer, Search};
 use super::download::{Job, Received, Stage};
 use super::lookup::store_error;
 use super::stack::Place;
@@ -89,28 +91,41 @@ impl Engine {
         }
         // The lease keeps what the store has until the image's own record does.
         let Prepared { lease, missing, cuts } = self.prepare(&resolved, &layers).await?;
+        let Search { delta, line } = self.find_delta(&client, &resolved, &in_full(&missing)).await;
+        if let Some(line) = line {
+            progress.send(Progress::Line(line)).await;
+        }
         let resolved = Arc::new(resolved);
         let places = layers.iter().map(|layer| layer.place().clone()).collect();
         let image = Awaited::new(names(&reference, &resolved)?, Arc::clone(&resolved), places, Arc::clone(&lease));
         let waiting = (!missing.is_empty()).then(|| self.downloads.commits.await_layers(Arc::clone(&image)));
-        let received = self.fetch(&client, &lease, &layers, &missing, cuts, &progress).await?;
+        let received = self.fetch((&client, delta.as_ref()), &lease, &layers, &missing, cuts, &progress).await?;
         drop(waiting);
         let up_to_date = self.store_image(&image, missing.is_empty()).await?;
         drop(lease);
 
-        let Received { fetched_bytes, resumed_bytes } = received;
+        let Received { fetched_bytes, resumed_bytes, in_full_bytes } = received;
         let name = reference.familiar();
+        let by_delta = delta.as_ref().map_or(0, |delta| delta.fetched_bytes());
+        let fetched_bytes = fetched_bytes + delta.as_ref().map_or(0, |delta| delta.begin_bytes);
+        let saved_bytes = in_full_bytes.saturating_sub(by_delta);
+        self.deltas.count(fetched_bytes, saved_bytes, delta.as_deref());
+        if in_full_bytes > 0 {
+            let line = format!("Delta: {by_delta} bytes fetched in place of {in_full_bytes}");
+            progress.send(Progress::Line(line)).await;
+        }
         progress.send(Progress::Digest(resolved.digest.to_string())).await;
         let status = if up_to_date { "Image is up to date for" } else { "Downloaded newer image for" };
         progress.send(Progress::Status(format!("{status} {name}"))).await;
         self.image_event("pull", &name, &reference.repository().familiar());
-        tracing::info!(reference = name, digest = %resolved.digest, fetched_bytes, resumed_bytes, seconds = began.elapsed().as_secs_f64(), "pulled");
+        tracing::info!(reference = name, digest = %resolved.digest, fetched_bytes, resumed_bytes, saved_bytes, seconds = began.elapsed().as_secs_f64(), "pulled");
         Ok(Pulled {
             image_id: resolved.config.id().to_string(),
             digest: resolved.digest.to_string(),
             up_to_date,
             fetched_bytes,
             resumed_bytes,
+            saved_bytes,
         })
     }
 
@@ -140,10 +155,10 @@ impl Engine {
             .await
     }
 
-    /// Fetches the missing layers side by side and tells of all; gives what was received.
+    /// Fetches the missing layers side by side, by the delta what it makes, and tells of all; gives what was received.
     async fn fetch(
         &self,
-        client: &RepositoryClient,
+        (client, delta): (&RepositoryClient, Option<&Arc<DeltaSource>>),
         lease: &Arc<Lease>,
         layers: &[Wanted],
         missing: &[Wanted],
@@ -157,9 +172,9 @@ impl Engine {
         }
         let mut followers = tokio::task::JoinSet::new();
         for layer in missing {
-            let job = self.downloads.join(&self.store, client, &layer.descriptor, &layer.places, cuts);
+            let job = self.downloads.join(&self.store, client, &layer.descriptor, &layer.places, cuts, delta);
             let (lease, layer, progress) = (Arc::clone(lease), layer.clone(), progress.clone());
-            followers.spawn(follow(job, lease, layer, progress));
+            followers.spawn(follow(job, lease, layer, delta.cloned(), progress));
         }
         let mut all = Received::default();
         while let Some(followed) = followers.join_next().await {
@@ -168,6 +183,7 @@ impl Engine {
                 Ok(received) => {
                     all.fetched_bytes += received.fetched_bytes;
                     all.resumed_bytes += received.resumed_bytes;
+                    all.in_full_bytes += received.in_full_bytes;
                 }
                 Err(error) => {
                     // The first failure ends the pull: it lets go of the other jobs, and is told once they have cleaned up.
@@ -191,6 +207,11 @@ impl Engine {
         let (store, image) = (self.store.clone(), Arc::clone(image));
         self.door.enter("store an image", move || record(&store, &image, had_layers)).await
     }
+}
+
+fn in_full(missing: &[Wanted]) -> Vec<MissingLayer> {
+    let layer = |wanted: &Wanted| MissingLayer { diff_id: wanted.place().diff_id, size_bytes: wanted.descriptor.size };
+    missing.iter().map(layer).collect()
 }
 
 /// The layers that the manifest and the configuration name together.
@@ -252,30 +273,36 @@ async fn follow(
     job: Arc<Job>,
     lease: Arc<Lease>,
     layer: Wanted,
+    delta: Option<Arc<DeltaSource>>,
     progress: ProgressSender,
 ) -> Result<Received, EngineError> {
     let mut stage = job.stage.clone();
-    let total_bytes = layer.descriptor.size;
+    let mut total_bytes = layer.descriptor.size;
     let (mut waited, mut downloaded) = (false, false);
     loop {
         let now = stage.borrow_and_update().clone();
+        if let Some((short, reason)) = delta.as_ref().and_then(|delta| Some((&delta.short, delta.untold_reason()?))) {
+            let line = format!("Delta {short} is given up: {reason}; fetching in full what it has not made yet");
+            progress.send(Progress::Line(line)).await;
+        }
         match now {
             Stage::Waiting if !waited => {
                 waited = true;
                 progress.send(layer.tell(LayerPhase::Waiting)).await;
             }
             Stage::Waiting => {}
-            Stage::Downloading(current_bytes) => {
+            Stage::Downloading(current_bytes, total) => {
+                total_bytes = total;
                 progress.offer(layer.tell(LayerPhase::Downloading { current_bytes, total_bytes }));
             }
             Stage::Retrying(seconds, reason) => progress.offer(layer.tell(LayerPhase::Retrying { seconds, reason })),
             Stage::Storing => {
                 downloaded = true;
-                tell_downloaded(&layer, &progress).await;
+                tell_downloaded(&layer, total_bytes, &progress).await;
             }
             Stage::Stored(received) => {
                 if !downloaded {
-                    tell_downloaded(&layer, &progress).await;
+                    tell_downloaded(&layer, total_bytes, &progress).await;
                 }
                 // The pull's record keeps it already, unless that was given up meanwhile; from here on the lease does.
                 let place = layer.place().clone();
@@ -296,8 +323,7 @@ async fn follow(
     }
 }
 
-async fn tell_downloaded(layer: &Wanted, progress: &ProgressSender) {
-    let total_bytes = layer.descriptor.size;
+async fn tell_downloaded(layer: &Wanted, total_bytes: u64, progress: &ProgressSender) {
     progress.send(layer.tell(LayerPhase::VerifyingChecksum)).await;
     progress.send(layer.tell(LayerPhase::DownloadComplete)).await;
     progress.send(layer.tell(LayerPhase::Extracting { current_bytes: total_bytes, total_bytes })).await;

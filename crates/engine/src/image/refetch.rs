@@ -123,13 +123,13 @@ impl LayerFetcher {
         if key.parents.is_some() && below.iter().any(|place| place.find(&store.lease()).is_none()) {
             return Err(lost("a layer below it that it links into is damaged too; repair once more"));
         }
-        let job = self.downloads.join(store, &client, descriptor, places, 0);
+        let job = self.downloads.join(store, &client, descriptor, places, 0, None);
         let mut stage = job.stage.clone();
         loop {
             match &*stage.borrow_and_update() {
                 Stage::Stored(_) => return Ok(()),
                 Stage::Failed(error) => return Err(EngineError::shared(Arc::clone(error))),
-                Stage::Waiting | Stage::Downloading(_) | Stage::Retrying(..) | Stage::Storing => {}
+                Stage::Waiting | Stage::Downloading(..) | Stage::Retrying(..) | Stage::Storing => {}
             }
             match tokio::time::timeout(ASKED_EVERY, stage.changed()).await {
                 Ok(Ok(())) => {}

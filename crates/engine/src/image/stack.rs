@@ -101,17 +101,17 @@ impl Arrivals {
 /// What a job has while it fetches, and gives up when it must wait for others.
 #[derive(Debug, Default)]
 pub(crate) struct Wants {
-    permit: Mutex<Option<OwnedSemaphorePermit>>,
+    permits: Mutex<Vec<OwnedSemaphorePermit>>,
     has_gone: AtomicBool,
 }
 
 impl Wants {
     pub(crate) fn hold(&self, permit: OwnedSemaphorePermit) {
-        *self.permit.lock().unwrap_or_else(PoisonError::into_inner) = Some(permit);
+        self.permits.lock().unwrap_or_else(PoisonError::into_inner).push(permit);
     }
 
     pub(crate) fn let_go(&self) {
-        drop(self.permit.lock().unwrap_or_else(PoisonError::into_inner).take());
+        self.permits.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// Nobody wants the layer any more.

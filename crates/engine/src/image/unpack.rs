@@ -35,6 +35,9 @@ pub(crate) struct LayerSource {
     pub(crate) size_bytes: Option<u64>,
     pub(crate) media_type: Option<MediaType>,
     pub(crate) diff_id: DiffId,
+    /// The bytes that come are not the blob's but those of its plain tar, which is so long: a delta makes them. What is left
+    /// of such a layer is never gone on with by the blob's bytes, and the other way round.
+    pub(crate) tar_bytes: Option<u64>,
     /// The chain ID of the layers below it.
     pub(crate) parents: Option<ChainId>,
 }
@@ -124,7 +127,7 @@ pub(crate) fn unpack(
     }
     let (progress, sink) = (extraction.progress(), partial.checkpoints());
     let was_cut = checkpointing.is_some_and(|checkpointing| checkpointing.cuts > 0);
-    let mut watch = (was_cut && offset == 0 && spool.is_none()).then(Watch::default);
+    let mut watch = (was_cut && offset == 0 && spool.is_none() && layer.tar_bytes.is_none()).then(Watch::default);
     while is_fed {
         match pieces.blocking_recv() {
             Some(Piece::Bytes(bytes)) => {
@@ -186,9 +189,12 @@ fn begin(
     let room_bytes = room(store).map_err(failed)?;
     // What an earlier attempt has written already is not free, and is part of what the layer may use.
     let expected = |written_bytes: u64| Expectation {
-        blob: layer.blob_is_known.then_some(layer.blob),
-        size_bytes: layer.size_bytes,
-        media_type: layer.media_type.clone(),
+        blob: match layer.tar_bytes {
+            Some(_) => Some(*layer.diff_id.digest()),
+            None => layer.blob_is_known.then_some(layer.blob),
+        },
+        size_bytes: layer.tar_bytes.or(layer.size_bytes),
+        media_type: layer.media_type.clone().filter(|_| layer.tar_bytes.is_none()),
         diff_id: Some(layer.diff_id),
         limits: Limits { tar_bytes_max: room_bytes.saturating_add(written_bytes), ..Limits::default() },
     };
@@ -217,6 +223,8 @@ fn begin(
                     }
                 }
             }
+            // A plain tar always has places to go on from.
+            Kept::FromNowOn | Kept::Bytes(_) if layer.tar_bytes.is_some() => {}
             Kept::FromNowOn => kept = Some(0),
             Kept::Bytes(bytes) if layer.size_bytes.is_none_or(|size_bytes| bytes <= size_bytes) => kept = Some(bytes),
             Kept::Bytes(_) => {}
@@ -322,7 +330,10 @@ fn fact(layer: &LayerSource, extracted: &Extracted) -> LayerFact {
             parents: layer.parents.filter(|_| extracted.tree.depends_on_parents),
         },
         blob: layer.blob,
-        blob_size_bytes: extracted.blob_size_bytes,
+        blob_size_bytes: match layer.tar_bytes {
+            Some(_) => layer.size_bytes.unwrap_or(extracted.blob_size_bytes),
+            None => extracted.blob_size_bytes,
+        },
         tar_size_bytes: extracted.tree.tar_size_bytes,
         unpacked_size_bytes: extracted.tree.unpacked_size_bytes,
         entries: extracted.tree.entries,
