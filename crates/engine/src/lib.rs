@@ -30,14 +30,15 @@ mod volume;
 pub use baleen_delta::Header as DeltaHeader;
 pub use baleen_network::{BridgeConfig, Ipv4Net, Ipv6Net};
 pub use baleen_registry::Clock as RetryClock;
+pub use baleen_runtime::usage::{BlockUsage, NetworkUsage, Usage};
 pub use baleen_snapshotter::Intervals as CheckpointIntervals;
 pub use config::{EngineConfig, Limits};
 pub use container::{
-    AttachRequest, Attachment, AttachmentInput, AttachmentOutput, ContainerConfig, ContainerDetails, ContainerState,
-    ContainerStatus, CreateRequest, Created, DeviceMapping, ExecDetails, ExecRequest, Exit, ExitWait, ExportStream,
-    Health, HealthConfig, HealthProbe, HealthStatus, HostConfig, LogConfig, LogLine, LogStream, LogsRequest, Mount,
-    MountPoint, OutputFrame, OutputStream, PortBinding, ProcessTable, PruneFilter, RemoveContainer, RestartPolicy,
-    StopRequest, Ulimit, UpdateRequest, WaitCondition,
+    AttachRequest, Attachment, AttachmentInput, AttachmentOutput, Change, ChangeKind, ContainerConfig,
+    ContainerDetails, ContainerState, ContainerStats, ContainerStatus, CreateRequest, Created, DeviceMapping,
+    ExecDetails, ExecRequest, Exit, ExitWait, ExportStream, Health, HealthConfig, HealthProbe, HealthStatus,
+    HostConfig, LogConfig, LogLine, LogStream, LogsRequest, Mount, MountPoint, OutputFrame, OutputStream, PortBinding,
+    ProcessTable, PruneFilter, RemoveContainer, RestartPolicy, StopRequest, Ulimit, UpdateRequest, WaitCondition,
 };
 pub use engine::Engine;
 pub use error::{EngineError, Kind, chain};

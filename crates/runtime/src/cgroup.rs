@@ -202,7 +202,7 @@ impl std::fmt::Display for MemoryShortage {
 }
 
 /// Limits from here on mean none in cgroup v1.
-const V1_UNLIMITED: u64 = 1 << 60;
+pub(crate) const V1_UNLIMITED: u64 = 1 << 60;
 
 fn host_swap_free_bytes() -> u64 {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();

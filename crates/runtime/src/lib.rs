@@ -31,6 +31,7 @@ mod devices;
 mod error;
 mod limits;
 mod sys;
+pub mod usage;
 
 pub use client::{ExecConfig, Shim, ShimConfig};
 pub use error::{FailureKind, RuntimeError, StartFailure};

@@ -141,6 +141,14 @@ pub(crate) async fn top(name: &str, call: &Call) -> Answer {
     super::json(200, &json!({ "Titles": table.titles, "Processes": table.processes }))
 }
 
+/// `GET /containers/{id}/changes`.
+pub(crate) async fn changes(name: &str, call: &Call) -> Answer {
+    let changes = call.engine().container_changes(name).await?;
+    let shown =
+        changes.iter().map(|change| json!({ "Path": change.path, "Kind": change.kind as u8 })).collect::<Vec<_>>();
+    super::json(200, &(!shown.is_empty()).then_some(shown))
+}
+
 /// `POST /containers/{id}/wait`: the head at once, for the client starts the container once it has it.
 pub(crate) async fn wait(name: &str, call: Call) -> Answer {
     let condition = WaitCondition::parse(call.query.get("condition").unwrap_or_default())?;

@@ -17,6 +17,7 @@ mod input;
 mod networks;
 mod query;
 mod routes;
+mod stats;
 mod system;
 mod version;
 mod volumes;

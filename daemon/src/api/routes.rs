@@ -1,7 +1,7 @@
 //! Which handler answers which path. Names in paths may hold slashes, so routes are told by what stands before and after.
 
 use crate::api::error::ApiError;
-use crate::api::{Answer, Call, containers, create, excluded, exec, images, networks, system, volumes};
+use crate::api::{Answer, Call, containers, create, excluded, exec, images, networks, stats, system, volumes};
 use crate::http::Method;
 
 use Method::{Delete, Get, Head, Post, Put};
@@ -67,7 +67,8 @@ async fn container(path: &str, call: Call) -> Answer {
         (Get, "logs") => containers::logs(name, call).await,
         (Get, "export") => containers::export(name, call).await,
         (Get, "top") => containers::top(name, &call).await,
-        (Get, "changes" | "stats") => Err(ApiError::not_implemented(&format!("container {verb}"))),
+        (Get, "changes") => containers::changes(name, &call).await,
+        (Get, "stats") => stats::stats(name, call).await,
         (Get | Head | Put, "archive") => Err(ApiError::not_implemented("container archive")),
         (Post, "start") => containers::start(name, call).await,
         (Post, "stop") => containers::stop(name, &call).await,

@@ -8,6 +8,7 @@ mod image;
 mod info;
 mod network;
 mod progress;
+mod stats;
 mod volume;
 
 pub(crate) use container::{ContainerInspect, ContainerListItem};
@@ -16,4 +17,5 @@ pub(crate) use image::{Deletion, History, ImageInspect, ImageListItem};
 pub(crate) use info::{Info, Version};
 pub(crate) use network::NetworkShape;
 pub(crate) use progress::{ProgressRenderer, clean, error_line};
+pub(crate) use stats::stats;
 pub(crate) use volume::VolumeShape;

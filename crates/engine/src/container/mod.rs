@@ -3,6 +3,7 @@
 
 mod attach;
 mod change;
+mod changes;
 mod config;
 mod control;
 mod create;
@@ -22,6 +23,7 @@ mod rootfs;
 mod run;
 mod signal;
 mod spec;
+mod stats;
 mod stored;
 mod streams;
 mod table;
@@ -36,10 +38,12 @@ pub(crate) use stored::StoredContainer;
 pub(crate) use table::{Container, Containers};
 
 pub use change::UpdateRequest;
+pub use changes::{Change, ChangeKind};
 pub use config::{ContainerConfig, CreateRequest, Created, HealthConfig};
 pub use exec::{ExecDetails, ExecRequest};
 pub use health::{Health, HealthProbe, HealthStatus};
 pub use host_config::{DeviceMapping, HostConfig, LogConfig, Mount, PortBinding, RestartPolicy, Ulimit};
+pub use stats::ContainerStats;
 pub use streams::{
     AttachRequest, Attachment, AttachmentInput, AttachmentOutput, Exit, ExitWait, ExportStream, LogLine, LogStream,
     LogsRequest, OutputFrame, OutputStream, WaitCondition,

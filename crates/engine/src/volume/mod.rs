@@ -25,7 +25,7 @@ use crate::image::{Pruned, store_error};
 
 pub(crate) use description::Description;
 pub(crate) use plan::{Planned, parse_bind, plan};
-pub(crate) use prepare::{Prepared, clean_up};
+pub(crate) use prepare::{ImageRoot, Prepared, clean_up};
 pub(crate) use table::Volumes;
 
 /// Label of a volume that nobody named.

@@ -140,13 +140,17 @@ impl Engine {
 }
 
 /// The root of an image, read-only, for as long as this lives.
-struct ImageRoot {
+pub(crate) struct ImageRoot {
     dir: OwnedFd,
     mounted: Option<PathBuf>,
 }
 
 impl ImageRoot {
-    fn open(engine: &Engine, image: &ImageFact) -> Result<Self, EngineError> {
+    pub(crate) fn dir(&self) -> &OwnedFd {
+        &self.dir
+    }
+
+    pub(crate) fn open(engine: &Engine, image: &ImageFact) -> Result<Self, EngineError> {
         let disk = engine.store.disk();
         let mut lowers: Vec<Handle> = Vec::new();
         for key in image.layers.iter().rev() {
