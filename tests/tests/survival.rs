@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use baleen_tests::command::wait_for;
+use baleen_tests::command::{run, wait_for};
 use baleen_tests::daemon::Daemon;
 use baleen_tests::image::busybox;
 use baleen_tests::needs_root;
+use baleen_tests::network::{Network, in_network};
 use baleen_tests::random::Random;
 use baleen_tests::scratch::{Scratch, mounts_below};
 use baleen_tests::stub::Stub;
@@ -134,5 +135,103 @@ fn twenty_containers_through_kills_of_daemon_and_shims_have_known_states_and_lea
     });
     left?;
     assert_eq!(std::fs::read_dir(daemon.exec_root().join("containers"))?.count(), 0);
+    Ok(())
+}
+
+/// What a machine has that containers could leave behind, counted.
+#[derive(Debug, PartialEq, Eq)]
+struct Left {
+    mounts: usize,
+    cgroups: usize,
+    network_spaces: usize,
+    links: usize,
+    rules: usize,
+    descriptors: usize,
+    processes: usize,
+    files: usize,
+}
+
+impl Left {
+    fn count(daemon: &Daemon, network: &Network) -> Result<Self> {
+        let pid = daemon.pid().context("no daemon")?;
+        let entries = |path: String| std::fs::read_dir(path).map_or(0, Iterator::count);
+        let inside = |program: &str, arguments: &[&str]| -> Result<usize> {
+            let finished =
+                run(in_network(Some(network.name()), program).args(arguments), None, Duration::from_secs(30))?;
+            Ok(finished.ok()?.stdout().lines().count())
+        };
+        // The namespaces that any process is in: one that is held by a descriptor or a mount alone is seen as such.
+        let mut spaces = BTreeSet::new();
+        let processes = daemon.processes();
+        for pid in &processes {
+            spaces.extend(std::fs::read_link(format!("/proc/{pid}/ns/net")).ok());
+        }
+        Ok(Self {
+            mounts: std::fs::read_to_string(format!("/proc/{pid}/mountinfo"))?.lines().count(),
+            cgroups: daemon.cgroups().len(),
+            network_spaces: spaces.len(),
+            links: inside("ip", &["-o", "link"])?,
+            rules: inside("iptables-save", &[])?,
+            descriptors: entries(format!("/proc/{pid}/fd")),
+            processes: processes.len(),
+            files: entries(daemon.exec_root().join("containers").display().to_string())
+                + entries(daemon.exec_root().join("etc").display().to_string())
+                + entries(daemon.exec_root().join("network").display().to_string())
+                + entries(daemon.root().join("containers").display().to_string())
+                + entries(daemon.root().join("volumes").display().to_string()),
+        })
+    }
+}
+
+#[test]
+fn rounds_of_create_start_and_remove_leave_nothing_behind() -> Result<()> {
+    needs_root!("rounds_of_create_start_and_remove_leave_nothing_behind");
+    let rounds = if std::env::var_os("BALEEN_SOAK").is_some() { 1000 } else { 50 };
+    let scratch = Scratch::new("rounds")?;
+    let network = Network::new()?;
+    let mut daemon = Daemon::prepare(&scratch, &scratch.join("root"))?;
+    daemon.network(&network).run()?;
+    let archive = scratch.join("busybox.tar");
+    std::fs::write(&archive, busybox()?.docker_archive("busybox:latest"))?;
+    daemon.docker_ok(&["load", "-q", "-i", &archive.to_string_lossy()])?;
+    let body = serde_json::json!({
+        "Image": "busybox", "Cmd": ["sleep", "1000"], "Volumes": { "/data": {} },
+        "ExposedPorts": { "80/tcp": {} },
+        "HostConfig": { "PortBindings": { "80/tcp": [{ "HostPort": "" }] }, "Memory": 64 << 20, "Tmpfs": { "/scratch": "" } },
+    });
+    let round = || -> Result<()> {
+        let made = daemon.api("POST", "/containers/create", Some(&body), 201)?;
+        let id = made["Id"].as_str().context("no ID")?;
+        daemon.api("POST", &format!("/containers/{id}/start"), None, 204)?;
+        daemon.api("DELETE", &format!("/containers/{id}?force=1&v=1"), None, 204)?;
+        Ok(())
+    };
+    // The first rounds make what stays: the bridge, its rules, the parent's group, threads that wait.
+    for _ in 0..8 {
+        round()?;
+    }
+    let settled = || -> Result<Left> {
+        let mut last = Left::count(&daemon, &network)?;
+        wait_for("counts that stay", Duration::from_secs(20), || {
+            std::thread::sleep(Duration::from_millis(200));
+            let now = Left::count(&daemon, &network).ok()?;
+            let same = now == last;
+            last = now;
+            same.then_some(())
+        })?;
+        Ok(last)
+    };
+    let before = settled()?;
+    for number in 0..rounds {
+        round().with_context(|| format!("round {number}"))?;
+    }
+    // The trash is emptied in the background, and a shim ends a moment after its container.
+    let mut after = settled()?;
+    let same = wait_for("the counts from before", Duration::from_secs(30), || {
+        after = settled().ok()?;
+        (after == before).then_some(())
+    });
+    println!("{rounds} rounds; before and after: {before:?}");
+    assert!(same.is_ok(), "before {before:?}\nafter  {after:?}");
     Ok(())
 }
