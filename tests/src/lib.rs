@@ -12,6 +12,7 @@
 pub mod archive;
 pub mod command;
 pub mod daemon;
+pub mod dockerd;
 pub mod http;
 pub mod image;
 pub mod network;
