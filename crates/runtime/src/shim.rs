@@ -12,6 +12,7 @@ mod create;
 mod exec;
 mod init;
 mod join;
+mod late;
 mod program;
 mod serve;
 
@@ -167,11 +168,19 @@ fn set_up(config: ShimConfig) -> Result<serve::Server, StartFailure> {
     let finish = || -> Result<serve::Server, StartFailure> {
         devices::apply(&rules, &group, host.is_unified())
             .map_err(|(path, error)| failed("apply the device rules in", &path, &error))?;
+        if spec.resources.oom_kill_disable
+            && let Some(dir) = group.dir_with("memory.oom_control")
+        {
+            // The library knows the field and leaves it out.
+            let path = dir.join("memory.oom_control");
+            fs::write(&path, "1").map_err(|error| failed("switch off the OOM killer in", &path, &error))?;
+        }
         let streams = own.receive().map_err(|error| failed("receive the terminal of", dir, &error))?;
         let pid =
             Pid::from_raw(created.pid).ok_or_else(|| StartFailure::other("the runtime library named no process"))?;
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())
             .map_err(|error| failed("watch the process of", dir, &error))?;
+        late::finish(spec, &pidfd)?;
         let left = LeftBehind {
             version: RECORD_VERSION,
             pid: created.pid,

@@ -20,10 +20,11 @@ use serde::{Deserialize, Serialize};
 
 pub use capabilities::{DEFAULT_CAPABILITIES, parse_capability};
 pub(crate) use exec::{ExecProcess, exec_process};
-pub(crate) use generate::device_rules;
-pub use generate::runtime_spec;
+pub use generate::{MASKED_PATHS, READONLY_PATHS, runtime_spec};
+pub(crate) use generate::{device_folders, device_rules};
 pub(crate) use inside::make_working_directory;
 pub use mounts::check_target;
+pub(crate) use mounts::{LateMount, late_mounts};
 
 /// Everything about a container that its runtime must know: the image's configuration merged with the request.
 /// It is sent to the shim as JSON; unknown fields are ignored, missing ones take their default.
@@ -327,6 +328,16 @@ pub enum SpecError {
         source_path: PathBuf,
         /// The path in the container.
         target: String,
+    },
+    /// The host keeps to itself what is mounted there.
+    #[error("path {path} is mounted on {mount} but it is not a {wanted} mount")]
+    MountPropagation {
+        /// The host path.
+        path: PathBuf,
+        /// The mount that it lies on.
+        mount: PathBuf,
+        /// What it would have to be.
+        wanted: &'static str,
     },
     /// An unknown capability.
     #[error("invalid capability: {name:?}")]

@@ -328,6 +328,37 @@ pub(crate) fn has_mount_setattr() -> bool {
     result == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::ENOSYS)
 }
 
+/// Changes a tree of mounts: read-only or not, and its propagation (`mount_setattr(2)`, Linux 5.12).
+pub(crate) fn change_mounts(tree: BorrowedFd<'_>, change: MountChange) -> io::Result<()> {
+    // struct mount_attr.
+    let attributes: [u64; 4] = [if change.readonly { libc::MOUNT_ATTR_RDONLY } else { 0 }, 0, change.propagation, 0];
+    let recursive = if change.recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is a NUL-terminated literal; `attributes` is initialised, has the layout of the kernel's structure (four numbers of
+    // 64 bits), outlives the call, and its true size is passed; the kernel keeps neither pointer; `tree` is borrowed, so it stays open.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | recursive,
+            attributes.as_ptr(),
+            mem::size_of_val(&attributes),
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// What [`change_mounts`] changes.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct MountChange {
+    /// No writes.
+    pub(crate) readonly: bool,
+    /// `MS_SHARED`, `MS_SLAVE` or 0 for as it is.
+    pub(crate) propagation: u64,
+    /// Of all mounts of the tree.
+    pub(crate) recursive: bool,
+}
+
 /// Loads a program that decides about device access (`BPF_PROG_TYPE_CGROUP_DEVICE`).
 pub(crate) fn load_device_program(instructions: &[u64]) -> io::Result<OwnedFd> {
     const PROG_LOAD: libc::c_long = 5;

@@ -62,6 +62,12 @@ impl Engine {
             config.domainname.clone_from(&other.stored().config.domainname);
             host_config.network_mode = format!("container:{}", other.id());
         }
+        for mode in [&mut host_config.pid_mode, &mut host_config.ipc_mode] {
+            let donor = mode.strip_prefix("container:").and_then(|other| self.containers.find(other).ok());
+            if let Some(donor) = donor {
+                *mode = format!("container:{}", donor.id());
+            }
+        }
         if config.hostname.is_empty() {
             config.hostname = match host_config.network_mode.as_str() {
                 "host" => crate::info::hostname(),

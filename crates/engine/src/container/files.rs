@@ -93,8 +93,8 @@ fn host_file(path: &str) -> Option<String> {
     Some(text)
 }
 
-const HOSTS: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\n\
-                     ff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n";
+const HOSTS: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\n\
+                     ff00::0\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n";
 
 /// What the files say beside what the request says.
 #[derive(Debug, Clone, Default)]
@@ -143,7 +143,10 @@ fn hosts(container: &StoredContainer, names: &Names) -> String {
     let (host, domain) = (&container.config.hostname, &container.config.domainname);
     for address in &names.addresses {
         match domain.as_str() {
-            "" => text.push_str(&format!("{address}\t{host}\n")),
+            "" => match host.split_once('.') {
+                Some((short, _)) => text.push_str(&format!("{address}\t{host} {short}\n")),
+                None => text.push_str(&format!("{address}\t{host}\n")),
+            },
             domain => text.push_str(&format!("{address}\t{host}.{domain} {host}\n")),
         }
     }
@@ -188,8 +191,8 @@ fn resolv_conf(container: &StoredContainer, names: &Names) -> String {
         .collect();
     let host = match Mode::of(container) {
         Mode::Host => host_file("/etc/resolv.conf").unwrap_or_default(),
-        Mode::Bridge => bridged(host_file("/etc/resolv.conf").unwrap_or_default(), host_file(RESOLVED)),
-        _ => String::new(),
+        // One without a network has the file too, as in Docker.
+        _ => bridged(host_file("/etc/resolv.conf").unwrap_or_default(), host_file(RESOLVED)),
     };
     if own.iter().all(|list| list.is_empty()) {
         return host;
@@ -204,6 +207,8 @@ fn resolv_conf(container: &StoredContainer, names: &Names) -> String {
             list if keyword == "nameserver" => {
                 list.iter().for_each(|server| text.push_str(&format!("nameserver {server}\n")));
             }
+            // Docker's word for no search domain at all.
+            [only] if keyword == "search" && only == "." => {}
             list => text.push_str(&format!("{keyword} {}\n", list.join(" "))),
         }
     }

@@ -161,7 +161,7 @@ fn check_modes(host: &HostConfig) -> Result<(), EngineError> {
             continue;
         }
         return Err(match value.split_once(':') {
-            Some(("container", donor)) if field == "PidMode" && !donor.is_empty() => continue,
+            Some(("container", donor)) if matches!(field, "PidMode" | "IpcMode") && !donor.is_empty() => continue,
             Some(("container", _)) => EngineError::not_implemented(format!("HostConfig.{field} \"{value}\"")),
             _ => EngineError::invalid(format!("invalid {field}: {value}")),
         });
@@ -251,6 +251,9 @@ fn check_mount(mount: &Mount) -> Result<(), EngineError> {
             if option(&mount.tmpfs_options, "Options").is_some_and(|value| !is_default(value)) {
                 return Err(EngineError::not_implemented("TmpfsOptions.Options"));
             }
+        }
+        "volume" if mount.source.is_empty() && mount.read_only => {
+            return Err(bad("must not set ReadOnly mode when using anonymous volumes".to_owned()));
         }
         "volume" => {}
         "image" | "cluster" => {
@@ -344,6 +347,11 @@ fn warnings(host: &HostConfig) -> Vec<String> {
     warnings
 }
 
+/// Whether the host has control groups of version 2 alone.
+fn is_unified() -> bool {
+    std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+}
+
 /// Docker's defaults, which inspect shows.
 fn fill_defaults(host: &mut HostConfig) {
     fn default(field: &mut String, value: &str) {
@@ -355,6 +363,8 @@ fn fill_defaults(host: &mut HostConfig) {
     default(&mut host.restart_policy.name, "no");
     default(&mut host.ipc_mode, "private");
     default(&mut host.runtime, "runc");
+    default(&mut host.cgroupns_mode, if is_unified() && !host.privileged { "private" } else { "host" });
+    host.memory_swappiness = host.memory_swappiness.filter(|value| *value >= 0);
     if host.shm_size == 0 {
         host.shm_size = 64 << 20;
     }
@@ -400,7 +410,10 @@ mod tests {
         let cases: [(Change, &str); 4] = [
             (|request| request.host_config.network_mode = "mynet".to_owned(), "network mode \"mynet\""),
             (|request| request.host_config.links = Some(vec!["a:b".to_owned()]), "HostConfig.Links"),
-            (|request| request.host_config.ipc_mode = "container:x".to_owned(), "HostConfig.IpcMode \"container:x\""),
+            (
+                |request| request.host_config.cgroupns_mode = "container:x".to_owned(),
+                "HostConfig.CgroupnsMode \"container:x\"",
+            ),
             (
                 |request| {
                     request.host_config.log_config = LogConfig { driver: "journald".to_owned(), ..LogConfig::default() }

@@ -4,12 +4,16 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use baleen_runtime::spec::{MASKED_PATHS, READONLY_PATHS};
 use baleen_store::Store;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, statat};
 
 use super::export::open_dir;
 use super::files::EtcFiles;
+use super::honour::{self, SecurityOption};
+use super::host_config::HostConfig;
 use super::rootfs;
+use super::stored::StoredContainer;
 use super::table::Container;
 use super::view::ContainerDetails;
 use crate::engine::Engine;
@@ -66,7 +70,7 @@ impl Engine {
             health,
             exec_ids: self.execs.running_in(container.id()),
             config: stored.config.clone(),
-            host_config: stored.host_config.clone(),
+            host_config: shown_host_config(stored),
             graph_driver: rootfs::graph_driver(&self.store, &self.config.data_root, stored),
             mounts: stored.mounts.clone(),
             network: network_of(stored),
@@ -113,6 +117,21 @@ fn tree_bytes(dir: &OwnedFd, depth: usize) -> u64 {
         }
     }
     bytes
+}
+
+/// With the paths that are masked and read-only by default, which are not stored: a newer engine may know more of them.
+fn shown_host_config(stored: &StoredContainer) -> HostConfig {
+    let mut host = stored.host_config.clone();
+    let unconfined =
+        |option: &String| matches!(honour::security_option(option), Ok(SecurityOption::SystemPathsUnconfined));
+    if host.security_opt.iter().flatten().any(unconfined) {
+        (host.masked_paths, host.readonly_paths) = (Some(Vec::new()), Some(Vec::new()));
+    } else if !host.privileged {
+        let owned = |paths: &[&str]| paths.iter().map(|&path| path.to_owned()).collect();
+        host.masked_paths.get_or_insert_with(|| owned(&MASKED_PATHS));
+        host.readonly_paths.get_or_insert_with(|| owned(&READONLY_PATHS));
+    }
+    host
 }
 
 fn image_bytes(store: &Store, container: &Container) -> u64 {

@@ -30,6 +30,7 @@ pub(crate) fn merge(config: &mut ContainerConfig, image: &RunConfig) -> Result<(
     for (path, value) in image.volumes.iter().flatten() {
         config.volumes.get_or_insert_default().entry(path.clone()).or_insert(*value);
     }
+    config.volumes = config.volumes.take().filter(|volumes| !volumes.is_empty());
     if config.stop_signal.is_empty() {
         config.stop_signal.clone_from(&image.stop_signal);
     }
@@ -51,6 +52,17 @@ fn check(config: &mut ContainerConfig) -> Result<(), EngineError> {
         return Err(EngineError::invalid(format!(
             "the working directory '{path}' is invalid, it needs to be an absolute path"
         )));
+    }
+    if !config.working_dir.is_empty() {
+        let mut parts: Vec<&str> = Vec::new();
+        for part in config.working_dir.split('/') {
+            match part {
+                "" | "." => {}
+                ".." => drop(parts.pop()),
+                part => parts.push(part),
+            }
+        }
+        config.working_dir = format!("/{}", parts.join("/"));
     }
     Ok(())
 }

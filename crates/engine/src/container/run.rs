@@ -40,18 +40,20 @@ pub(crate) enum Cause {
     Policy(u64),
 }
 
-/// The container whose PID namespace another one joins.
+/// A container whose namespace another one joins.
 struct Donor {
+    /// `PID` or `IPC`.
+    what: &'static str,
     container: Arc<Container>,
     shim: Shim,
     pid: i32,
 }
 
 impl Donor {
-    fn gone(container: &Container) -> EngineError {
+    fn gone(what: &str, container: &Container) -> EngineError {
         let (id, status) = (container.id(), container.live().state.status.as_str());
         EngineError::conflict(format!(
-            "cannot join PID namespace of a non running container: container {id} is {status}"
+            "cannot join {what} namespace of a non running container: container {id} is {status}"
         ))
     }
 
@@ -59,7 +61,7 @@ impl Donor {
     fn check(&self) -> Result<(), EngineError> {
         match self.shim.state() {
             Ok(state) if state.pid == self.pid && state.status != ShimStatus::Stopped => Ok(()),
-            _ => Err(Self::gone(&self.container)),
+            _ => Err(Self::gone(self.what, &self.container)),
         }
     }
 }
@@ -166,12 +168,12 @@ impl Engine {
         let cgroup_parent = self.config.cgroup_parent.as_deref();
         let mut spec = spec::container_spec(stored, &etc, cgroup_parent, spec::Sources::Make)?;
         spec.network = self.network_namespace(stored)?;
-        let donor = self.join_donor(stored, &mut spec)?;
+        let donors = self.join_donors(stored, &mut spec)?;
         let root = rootfs::mount(&self.store, &self.config.data_root, stored)?;
         let mut config = ShimConfig::new(run_dir.to_owned(), root, spec);
         config.program.clone_from(&self.config.shim_binary);
         config.log = container.log_path(&self.config.data_root).map(|path| log_config(stored, &path));
-        let started = self.spawn(container, &config, donor.as_ref());
+        let started = self.spawn(container, &config, &donors);
         if started.is_err() {
             // Each failure beside the first cause, which is what the caller hears.
             for cleaned in [
@@ -190,27 +192,34 @@ impl Engine {
         started
     }
 
-    /// Lets a container join the PID namespace of another one, which must run.
-    fn join_donor(&self, stored: &StoredContainer, spec: &mut ContainerSpec) -> Result<Option<Donor>, EngineError> {
-        let Some(name) = stored.host_config.pid_mode.strip_prefix("container:") else { return Ok(None) };
-        let container = self.containers.find(name)?;
-        let shim = container.live().shim.clone();
-        let Some(shim) = shim else { return Err(Donor::gone(&container)) };
-        let pid = shim.pid();
-        spec.pid = NamespaceMode::Path(format!("/proc/{pid}/ns/pid").into());
-        Ok(Some(Donor { container, shim, pid }))
+    /// Lets a container join the PID and IPC namespaces of others, which must run.
+    fn join_donors(&self, stored: &StoredContainer, spec: &mut ContainerSpec) -> Result<Vec<Donor>, EngineError> {
+        let host = &stored.host_config;
+        let mut donors = Vec::new();
+        for (what, kind, mode) in [("PID", "pid", &host.pid_mode), ("IPC", "ipc", &host.ipc_mode)] {
+            let Some(name) = mode.strip_prefix("container:") else { continue };
+            let container = self.containers.find(name)?;
+            if kind == "ipc" && container.stored().host_config.ipc_mode != "shareable" {
+                let id = container.id();
+                return Err(EngineError::conflict(format!(
+                    "cannot join IPC of a container {id}: non-shareable IPC (hint: use IpcMode:shareable for the donor container)"
+                )));
+            }
+            let shim = container.live().shim.clone();
+            let Some(shim) = shim else { return Err(Donor::gone(what, &container)) };
+            let pid = shim.pid();
+            let namespace = NamespaceMode::Path(format!("/proc/{pid}/ns/{kind}").into());
+            *(if kind == "pid" { &mut spec.pid } else { &mut spec.ipc }) = namespace;
+            donors.push(Donor { what, container, shim, pid });
+        }
+        Ok(donors)
     }
 
-    fn spawn(
-        &self,
-        container: &Arc<Container>,
-        config: &ShimConfig,
-        donor: Option<&Donor>,
-    ) -> Result<Shim, EngineError> {
+    fn spawn(&self, container: &Arc<Container>, config: &ShimConfig, donors: &[Donor]) -> Result<Shim, EngineError> {
         let stored = &container.stored();
         let shim = Shim::spawn(config).map_err(start_error)?;
         let outcome = (|| {
-            donor.map_or(Ok(()), Donor::check)?;
+            donors.iter().try_for_each(Donor::check)?;
             let [height, width] = stored.host_config.console_size;
             if stored.tty() && height > 0 && width > 0 {
                 let (height, width) = (clamp(height), clamp(width));

@@ -213,7 +213,7 @@ fn mounts(stored: &StoredContainer, etc: &EtcFiles, sources: Sources) -> Result<
     for (target, source) in ours {
         if !mounts.iter().any(|mount| mount.target == target) {
             let source = source.to_string_lossy().into_owned();
-            mounts.push(bind_mount(source, target.to_owned(), false, String::new(), false));
+            mounts.push(bind_mount(source, target.to_owned(), host.readonly_rootfs, String::new(), false));
         }
     }
     Ok(mounts)

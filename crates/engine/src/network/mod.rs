@@ -131,11 +131,12 @@ impl From<Endpoint> for EndpointView {
     }
 }
 
-// Fixed, since a network that is not made anew has no reason to change its ID: `baleen-network-` and the name, in hex.
+// Fixed, since a network that is not made anew has no reason to change its ID: the name and `-baleen-network`, in hex, filled up. The
+// first twelve digits, which people see, tell them apart.
 const PREDEFINED: [(&str, &str, &str); 3] = [
-    ("bridge", "62616c65656e2d6e6574776f726b2d6272696467650000000000000000000062", "bridge"),
-    ("host", "62616c65656e2d6e6574776f726b2d686f737400000000000000000000000068", "host"),
-    ("none", "62616c65656e2d6e6574776f726b2d6e6f6e650000000000000000000000006e", "null"),
+    ("bridge", "6272696467652d62616c65656e2d6e6574776f726b0000000000000000000000", "bridge"),
+    ("host", "686f73742d62616c65656e2d6e6574776f726b00000000000000000000000000", "host"),
+    ("none", "6e6f6e652d62616c65656e2d6e6574776f726b00000000000000000000000000", "null"),
 ];
 
 /// Name and ID of a container's network.

@@ -15,7 +15,8 @@ const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 /// More devices than this in one directory are a mistake.
 const DEVICES_MAX: usize = 4096;
 
-const MASKED_PATHS: [&str; 12] = [
+/// What nobody in a container can read, by default.
+pub const MASKED_PATHS: [&str; 12] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
@@ -29,7 +30,8 @@ const MASKED_PATHS: [&str; 12] = [
     "/sys/devices/virtual/powercap",
     "/sys/firmware",
 ];
-const READONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+/// What nobody in a container can change, by default.
+pub const READONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// The OCI runtime spec (`config.json`) of a container whose root file system is mounted at `rootfs`.
 /// # Errors
@@ -248,6 +250,17 @@ fn sysctls(spec: &ContainerSpec) -> Result<Map<String, Value>, SpecError> {
         }
         settings.insert(key.clone(), json!(value));
     }
+    if spec.network == NamespaceMode::Private {
+        // As in Docker: in a network of its own anybody may listen on any port and send an echo request.
+        for (key, value) in
+            [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")]
+        {
+            let file = Path::new("/proc/sys").join(key.replace('.', "/"));
+            if !spec.sysctls.keys().any(|known| known.replace('/', ".") == key) && file.exists() {
+                settings.insert(key.to_owned(), json!(value));
+            }
+        }
+    }
     Ok(settings)
 }
 
@@ -390,6 +403,18 @@ fn block_io(wanted: &Resources) -> Result<Map<String, Value>, SpecError> {
         }
     }
     Ok(all)
+}
+
+/// The folders of device nodes below `/dev` that are made for them, parents first.
+pub(crate) fn device_folders(spec: &ContainerSpec) -> Result<Vec<PathBuf>, SpecError> {
+    let (nodes, _) = device_lists(spec)?;
+    let mut folders: Vec<PathBuf> = Vec::new();
+    for path in nodes.iter().filter_map(|node| node["path"].as_str()).map(Path::new) {
+        folders.extend(path.ancestors().skip(1).filter(|folder| folder.components().count() > 2).map(Path::to_owned));
+    }
+    folders.sort();
+    folders.dedup();
+    Ok(folders)
 }
 
 /// The device nodes to make, and the rules about opening them.

@@ -1,6 +1,6 @@
 //! What is mounted where, in which order.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
@@ -22,6 +22,8 @@ const PROC_FILES: [&str; 10] = [
 ];
 
 const SHM_BYTES_DEFAULT: u64 = 64 << 20;
+/// Where programs look for shared memory.
+const SHM: &str = "/dev/shm";
 /// More mounts than this are a mistake.
 const MOUNTS_MAX: usize = 1024;
 
@@ -109,21 +111,18 @@ fn defaults(spec: &ContainerSpec) -> Result<Vec<Value>, SpecError> {
     ];
     // A container on the host's network may not mount a sysfs of its own: it would show another network namespace.
     all.push(of("sysfs", "/sys", &sys_options));
+    // A new mount of the queues shows those of the IPC namespace that the container is in, whoever's that is.
+    all.push(of("mqueue", "/dev/mqueue", &["nosuid", "noexec", "nodev"]));
     match spec.ipc {
-        NamespaceMode::Private => {
-            all.push(of("mqueue", "/dev/mqueue", &["nosuid", "noexec", "nodev"]));
-            if !spec.no_shm {
-                all.push(of("tmpfs", "/dev/shm", &["nosuid", "noexec", "nodev", "mode=1777", &shm_size]));
-            }
+        // For one that joins another's this is the place: the other's is put there when the container exists (`late_mounts`).
+        NamespaceMode::Private | NamespaceMode::Path(_) if !spec.no_shm => {
+            let options = ["nosuid", "noexec", "nodev", "mode=1777", &shm_size];
+            all.push(json!({ "destination": SHM, "type": "tmpfs", "source": "shm", "options": options }));
         }
-        NamespaceMode::Host => {
-            for path in ["/dev/mqueue", "/dev/shm"].into_iter().filter(|path| Path::new(path).is_dir()) {
-                all.push(json!({ "destination": path, "type": "bind", "source": path, "options": ["rbind", "nosuid", "noexec", "nodev"] }));
-            }
+        NamespaceMode::Host if Path::new(SHM).is_dir() => {
+            all.push(json!({ "destination": SHM, "type": "bind", "source": SHM, "options": ["rbind"] }));
         }
-        NamespaceMode::Path(_) => {
-            return Err(SpecError::NotImplemented { what: "joining another container's IPC namespace" });
-        }
+        _ => {}
     }
     all.extend(cgroup_mounts(spec)?);
     Ok(all)
@@ -172,18 +171,11 @@ fn one(target: &str, mount: &MountSpec) -> Result<Value, SpecError> {
                 }
                 Err(error) => return Err(SpecError::Host { path: source.clone(), source: error }),
             }
-            let propagation = match propagation.as_str() {
-                "" => "rprivate",
-                known @ ("private" | "rprivate" | "shared" | "rshared" | "slave" | "rslave") => known,
-                _ => {
-                    return Err(SpecError::MountTarget {
-                        target: target.to_owned(),
-                        reason: "invalid propagation mode",
-                    });
-                }
-            };
-            if !matches!(propagation, "private" | "rprivate") {
-                return Err(SpecError::NotImplemented { what: "shared or slave mount propagation" });
+            if !matches!(propagation.as_str(), "" | "private" | "rprivate") {
+                Propagation::read(propagation).ok_or_else(|| SpecError::MountTarget {
+                    target: target.to_owned(),
+                    reason: "invalid propagation mode",
+                })?;
             }
             options.push(if *non_recursive { "bind" } else { "rbind" }.to_owned());
             // A read-only bind is read-only all the way down, as in Docker since API 1.44.
@@ -242,6 +234,98 @@ const TMPFS_OPTIONS: [&str; 24] = [
     "size",
     "nr_inodes",
 ];
+
+/// How a mount and its copies tell each other what is mounted below them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Propagation {
+    /// Both ways; else from the host alone.
+    pub(crate) shared: bool,
+    /// For what is mounted below it too.
+    pub(crate) recursive: bool,
+}
+
+impl Propagation {
+    fn read(text: &str) -> Option<Self> {
+        let (shared, recursive) = match text {
+            "shared" => (true, false),
+            "rshared" => (true, true),
+            "slave" => (false, false),
+            "rslave" => (false, true),
+            _ => return None,
+        };
+        Some(Self { shared, recursive })
+    }
+}
+
+/// A mount that the runtime library cannot make: it makes a plain one in its place, which is exchanged before the program runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum LateMount {
+    /// A bind that is not private.
+    Bind { source: PathBuf, target: String, propagation: Propagation, readonly: bool, non_recursive: bool },
+    /// The shared memory of the container with this IPC namespace.
+    SharedMemory { donor_pid: i32, target: String },
+}
+
+/// What is to be exchanged, parents before children.
+/// # Errors
+/// `NotImplemented` for something mounted below such a bind; `MountPropagation` for a source that the host itself keeps to itself.
+pub(crate) fn late_mounts(spec: &ContainerSpec) -> Result<Vec<LateMount>, SpecError> {
+    let mut late = Vec::new();
+    let targets: Vec<String> = spec.mounts.iter().map(|mount| check_target(&mount.target)).collect::<Result<_, _>>()?;
+    for (mount, target) in spec.mounts.iter().zip(&targets) {
+        let MountKind::Bind { source, propagation, non_recursive } = &mount.kind else { continue };
+        let Some(propagation) = Propagation::read(propagation) else { continue };
+        if targets.iter().any(|other| other.strip_prefix(target.as_str()).is_some_and(|rest| rest.starts_with('/'))) {
+            return Err(SpecError::NotImplemented { what: "a mount below one with shared or slave propagation" });
+        }
+        check_propagation(source, propagation)?;
+        late.push(LateMount::Bind {
+            source: source.clone(),
+            target: target.clone(),
+            propagation,
+            readonly: mount.readonly,
+            non_recursive: *non_recursive,
+        });
+    }
+    if let NamespaceMode::Path(path) = &spec.ipc
+        && !targets.iter().any(|target| target == SHM)
+    {
+        let pid = path
+            .strip_prefix("/proc")
+            .ok()
+            .and_then(|rest| rest.iter().next())
+            .and_then(|pid| pid.to_str()?.parse().ok());
+        let malformed =
+            || SpecError::MountTarget { target: SHM.to_owned(), reason: "the IPC namespace has no process" };
+        late.push(LateMount::SharedMemory { donor_pid: pid.ok_or_else(malformed)?, target: SHM.to_owned() });
+    }
+    Ok(late)
+}
+
+/// Refuses a source that lies on a mount of which no copy hears, in Docker's words.
+fn check_propagation(source: &Path, wanted: Propagation) -> Result<(), SpecError> {
+    let host = |source_error| SpecError::Host { path: source.to_owned(), source: source_error };
+    let real = std::fs::canonicalize(source).map_err(host)?;
+    let table = std::fs::read_to_string("/proc/self/mountinfo").map_err(host)?;
+    let (mount, told) = propagation_at(&table, &real).unwrap_or_default();
+    let fits = told.contains("shared:") || !wanted.shared && told.contains("master:");
+    if fits {
+        return Ok(());
+    }
+    let wanted = if wanted.shared { "shared" } else { "shared or slave" };
+    Err(SpecError::MountPropagation { path: real, mount, wanted })
+}
+
+/// The mount that a path lies on, and its optional fields.
+fn propagation_at(table: &str, path: &Path) -> Option<(PathBuf, String)> {
+    let rows = table.lines().filter_map(|line| {
+        let fields: Vec<&str> = line.split(" - ").next()?.split(' ').collect();
+        let mount = PathBuf::from(fields.get(4)?.replace("\\040", " ").replace("\\011", "\t"));
+        path.starts_with(&mount).then(|| (mount, fields.get(6..).unwrap_or_default().join(" ")))
+    });
+    // The last of the longest: it covers the others.
+    rows.max_by_key(|(mount, _)| mount.components().count())
+}
 
 /// Whether a bind's source is the root of a real procfs: monitoring agents mount the host's.
 fn is_proc_root(mount: &MountSpec) -> bool {
