@@ -1,4 +1,4 @@
-//! `GET /containers/{id}/stats`: docker-api, section 5.5.
+//! `GET /containers/{id}/stats`: `usage` of the engine in docker's shape.
 
 use baleen_engine::{BlockUsage, ContainerStats, Usage};
 use serde_json::{Map, Value, json};
