@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use baleen_powercut::workload::History;
 use baleen_powercut::{
     Cuts, FileSystem, Plan, RecordOptions, Recording, Report, Results, Round, Run, State, Totals, Verdict, agent,
-    explore, image_of, judge, judge_agent, judge_the_judge, reap, record, record_on, replay, with_device_place,
+    explore, image_of, judge, judge_agent, judge_the_judge, reap, record, record_on, replay, serve, with_device_place,
     workload_by_name, workload_names,
 };
 
@@ -35,6 +35,8 @@ Commands:
                RECORDING STATE   --workload NAME   [-- PROGRAM...]
   replay     Mount one state where it was recorded, and run a program there (a shell)
                RECORDING STATE   [--image FILE] [-- PROGRAM...]
+  live       Run a program with a disk whose power it cuts itself, again and again
+               [--fs FS] [--size MIB]   -- PROGRAM...
   report     What came of a run
                DIR   [--json] [--html FILE]
   toys       Judge the judge: wrong writers must be convicted, right ones never
@@ -165,6 +167,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
         ])?),
         "judge" => judge_one(&words(&["workload"])?),
         "replay" => replay_one(&words(&["image"])?),
+        "live" => live(&words(&["fs", "size"])?),
         "report" => report(&words(&["json", "html"])?),
         "toys" => toys(&words(&["fs", "states"])?),
         "agent" => agent_here(&words(&["judge", "disk", "run", "workload"])?),
@@ -369,6 +372,15 @@ fn replay_one(words: &Words) -> Result<ExitCode> {
         Command::new(&program[0]).args(&program[1..]).current_dir("/").status()
     })?;
     let status = status.with_context(|| format!("cannot run {}", program[0]))?;
+    Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(2)))
+}
+
+fn live(words: &Words) -> Result<ExitCode> {
+    let [filesystem] = words.filesystems()?[..] else { bail!("a disk has one file system") };
+    let mut options = RecordOptions::new(filesystem);
+    options.size_bytes = words.size_bytes()?;
+    let (program, arguments) = words.program.split_first().context("the program is missing; put it after --")?;
+    let status = serve(&options, Command::new(program).args(arguments))?;
     Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(2)))
 }
 

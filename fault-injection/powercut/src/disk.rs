@@ -2,6 +2,8 @@
 //!
 //! D1  A write is in the recording before it is answered, in the order in which it was answered.
 //! D2  What one state writes is gone with the state: the image under it never changes.
+//! D3  A disk with a cache knows what each block was at the last flush, and what was written since: a cut of its power keeps
+//!     any part of that. While it is dark it takes writes and forgets them.
 
 use std::collections::HashMap;
 use std::io;
@@ -10,11 +12,12 @@ use std::sync::Arc;
 use crate::contents::{BLOCK_BYTES, ContentId, Contents, ZEROS};
 use crate::device::BlockStore;
 use crate::fault::{Fault, Faults, Request};
-use crate::record::{RecordError, Recorder, pieces};
+use crate::record::{Piece, RecordError, Recorder, pieces};
+use crate::state::{Kind, keep};
 use crate::workload::Mark;
 
 /// A block as it is now.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Slot {
     Content(ContentId),
     Bytes(Box<[u8; BLOCK_BYTES]>),
@@ -30,12 +33,43 @@ pub(crate) struct Disk {
     /// The first failure of the recording: the disk fails from then on, and the rig says so.
     failure: Option<RecordError>,
     faults: Faults,
+    cache: Option<Cache>,
+}
+
+/// What a disk has taken since its last flush (D3).
+#[derive(Debug, Default)]
+struct Cache {
+    /// Each block that was written since, as it was then.
+    before: HashMap<u32, Option<Slot>>,
+    /// The writes, in order: offset and bytes.
+    writes: Vec<(u64, Vec<u8>)>,
+    flushes: u32,
+    dark: bool,
+}
+
+/// What a cut of the power did with the writes since the last flush.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CutWrites {
+    /// Kept whole.
+    pub kept: u32,
+    /// Kept in part.
+    pub torn: u32,
+    /// Lost.
+    pub lost: u32,
 }
 
 impl Disk {
     /// A disk that shows `image`.
     pub(crate) fn new(image: Arc<Vec<ContentId>>, contents: Arc<Contents>) -> Disk {
-        Disk { image, contents, over: HashMap::new(), recorder: None, failure: None, faults: Faults::default() }
+        Disk {
+            image,
+            contents,
+            over: HashMap::new(),
+            recorder: None,
+            failure: None,
+            faults: Faults::default(),
+            cache: None,
+        }
     }
 
     /// Bytes of the disk.
@@ -76,6 +110,55 @@ impl Disk {
     /// Reads, writes and flushes since the faults were set.
     pub(crate) fn counted(&self) -> (u64, u64, u64) {
         self.faults.counted()
+    }
+
+    /// Has a cache from here on, which a [`cut_power`](Self::cut_power) empties.
+    pub(crate) fn cache_writes(&mut self) {
+        self.cache = Some(Cache::default());
+    }
+
+    /// The power goes: of the writes since the last flush only what `kind` keeps is there from now on, and until
+    /// [`cache_writes`](Self::cache_writes) whatever is written is forgotten (D3).
+    ///
+    /// # Errors
+    /// Those of reading contents.
+    pub(crate) fn cut_power(&mut self, kind: Kind) -> io::Result<CutWrites> {
+        let Some(cache) = self.cache.as_mut() else { return Ok(CutWrites { kept: 0, torn: 0, lost: 0 }) };
+        cache.dark = true;
+        let (before, writes, epoch) =
+            (std::mem::take(&mut cache.before), std::mem::take(&mut cache.writes), cache.flushes);
+        for (block, slot) in before {
+            match slot {
+                Some(slot) => self.over.insert(block, slot),
+                None => self.over.remove(&block),
+            };
+        }
+        let piece = |(block, start, range): (u32, usize, std::ops::Range<usize>)| Piece {
+            block,
+            start: start as u16,
+            length: range.len() as u16,
+            content: ZEROS,
+        };
+        let parts: Vec<Vec<Piece>> =
+            writes.iter().map(|(offset, data)| pieces(*offset, data.len()).map(piece).collect()).collect();
+        let parts: Vec<&[Piece]> = parts.iter().map(Vec::as_slice).collect();
+        let set = keep(kind, epoch, &parts);
+        for kept in &set.kept {
+            let (offset, data) = &writes[kept.write as usize];
+            let Some((block, start, range)) = pieces(*offset, data.len()).nth(kept.piece as usize) else { continue };
+            for sector in (0..8).filter(|sector| kept.sectors & 1 << sector != 0) {
+                let begin = start.max(sector * 512);
+                let end = (start + range.len()).min((sector + 1) * 512);
+                self.put(block, begin, &data[range.start + begin - start..range.start + end - start])?;
+            }
+        }
+        let (kept, torn, lost) = set.counts;
+        Ok(CutWrites { kept, torn, lost })
+    }
+
+    /// Writes since the last flush, if there is a cache.
+    pub(crate) fn cached_writes(&self) -> usize {
+        self.cache.as_ref().map_or(0, |cache| cache.writes.len())
     }
 
     /// Whether a block has never been written, so that it is zeros.
@@ -163,6 +246,15 @@ impl BlockStore for Disk {
         let fresh = pieces(offset, data.len())
             .any(|(block, ..)| !self.over.contains_key(&block) && self.image[block as usize] == crate::contents::ZEROS);
         self.meet(Request::Write, fresh)?;
+        if let Some(cache) = &mut self.cache {
+            if cache.dark {
+                return Ok(());
+            }
+            for (block, ..) in pieces(offset, data.len()) {
+                cache.before.entry(block).or_insert_with(|| self.over.get(&block).cloned());
+            }
+            cache.writes.push((offset, data.to_vec()));
+        }
         match self.recorder.as_mut().map(|recorder| recorder.write(offset, data)) {
             Some(Ok(written)) => {
                 for (piece, (_, start, range)) in written.iter().zip(pieces(offset, data.len())) {
@@ -189,6 +281,11 @@ impl BlockStore for Disk {
         if !self.faults.flushes_lie() {
             let result = self.recorder.as_mut().map_or(Ok(()), Recorder::flush);
             self.keep_failure(result);
+            if let Some(cache) = self.cache.as_mut().filter(|cache| !cache.dark) {
+                cache.before.clear();
+                cache.writes.clear();
+                cache.flushes += 1;
+            }
         }
         self.recorded_or_failed()
     }

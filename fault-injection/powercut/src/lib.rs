@@ -38,11 +38,12 @@ mod toys;
 
 pub use agent::{AgentError, Cuts, LOST_JUDGE, Round, agent, judge_agent, with_device_place};
 pub use contents::BLOCK_BYTES;
+pub use disk::CutWrites;
 pub use explore::{Judged, Plan, Summary, explore, judge};
 pub use external::External;
 pub use fault::{Fault, Request};
 pub use filesystem::{FileSystem, UnknownFileSystem};
-pub use live::{LiveDisk, image_of, replay, with_disk};
+pub use live::{DISK_VARIABLE, LiveDisk, RUN_VARIABLE, image_of, replay, serve, with_disk};
 pub use record::{Description, RecordError, Recording};
 pub use report::{Report, ReportError, Section};
 pub use results::{Results, ResultsError, Totals};

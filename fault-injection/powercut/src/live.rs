@@ -1,21 +1,28 @@
 //! A mounted disk that can be made to fail while a program uses it, and a state mounted for a look.
 //!
 //! The same device as for recordings, without a recording: requests that fail, a disk that fills up or turns read-only,
-//! bits that rot in files of one's choice.
+//! bits that rot in files of one's choice; and power that goes again and again under one program, as [`serve`] does it.
 
 use std::fs::File;
 use std::io;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
 use std::sync::Arc;
 
+use baleen_fault_injection::Random;
+
 use crate::contents::{BLOCK_BYTES, Contents};
+use crate::disk::CutWrites;
 use crate::fault::Fault;
 use crate::filesystem::{FileSystem, unmount};
 use crate::record::{Description, Recording};
 use crate::rig::{Bench, Judge, RecordOptions, RigError, fresh_disk, on_stage};
 use crate::stage::Stage;
-use crate::state::State;
+use crate::state::{Kind, State};
 use crate::sys;
 
 /// A disk with a file system, mounted in a namespace of this thread. Unmounted and gone when it is dropped.
@@ -84,6 +91,42 @@ impl LiveDisk<'_> {
         self.bench.device().store().counted()
     }
 
+    /// Gives the disk a cache: what it takes from here on is durable with the next flush.
+    pub fn cache_writes(&self) {
+        self.bench.device().store().cache_writes();
+    }
+
+    /// Cuts the power of a disk with a cache: of the writes since the last flush, what a kind chosen by `seed` keeps is
+    /// left, and whatever comes is forgotten until [`boot`](Self::boot). What uses the disk has to be killed between.
+    ///
+    /// # Errors
+    /// `Io`, which no disk in memory gives.
+    pub fn cut_power(&self, seed: u64) -> Result<(Kind, CutWrites), RigError> {
+        let mut disk = self.bench.device().store();
+        let mut random = Random::new(seed);
+        let kind = match random.below(5) {
+            0 => Kind::None,
+            1 => Kind::All,
+            2 => Kind::Prefix(random.below(disk.cached_writes() as u64 + 1) as u32),
+            3 => Kind::Subset(seed),
+            _ => Kind::Torn(seed),
+        };
+        let cut = disk.cut_power(kind);
+        let writes = cut.map_err(|source| RigError::Io { action: "cut the power of", path: self.path(), source })?;
+        Ok((kind, writes))
+    }
+
+    /// The power comes back: the disk as it was left is mounted, with what the journal replays, and `/run` is empty.
+    ///
+    /// # Errors
+    /// As [`unmount`](Self::unmount) and [`mount`](Self::mount).
+    pub fn boot(&mut self) -> Result<(), RigError> {
+        self.unmount()?;
+        self.stage.fresh_run()?;
+        self.cache_writes();
+        self.mount()
+    }
+
     /// Mounts the disk again after [`unmount`](Self::unmount).
     ///
     /// # Errors
@@ -137,6 +180,65 @@ impl Drop for LiveDisk<'_> {
             let _ = self.unmount();
         }
     }
+}
+
+/// Where [`serve`] tells its program the disk's path, and that of a folder in memory which a boot empties.
+pub const DISK_VARIABLE: &str = "BALEEN_POWERCUT_DISK";
+/// See [`DISK_VARIABLE`].
+pub const RUN_VARIABLE: &str = "BALEEN_POWERCUT_RUN";
+
+/// Runs `program` with a disk whose power it may cut. Its standard input is a socket to the rig, in lines:
+///
+/// ```text
+/// cut SEED   the power goes; answered with `dark KIND KEPT TORN LOST`: the writes since the last flush
+/// boot       the disk is mounted again; nothing may use it any more. Answered with `on`
+/// ```
+/// Whatever cannot be done is answered with `error WHY`.
+///
+/// # Errors
+/// Those of the rig; `Io` if the program cannot be started.
+pub fn serve(options: &RecordOptions, program: &mut Command) -> Result<ExitStatus, RigError> {
+    with_disk(options, |disk| {
+        disk.cache_writes();
+        let path = PathBuf::from(program.get_program());
+        let io = |action| {
+            let path = path.clone();
+            move |source| RigError::Io { action, path, source }
+        };
+        let (ours, theirs) = UnixStream::pair().map_err(io("make a socket for"))?;
+        program.env(DISK_VARIABLE, disk.path()).env(RUN_VARIABLE, disk.run()).stdin(OwnedFd::from(theirs));
+        let mut child = program.spawn().map_err(io("start"))?;
+        // The program holds the other end alone, so that its end is seen.
+        program.stdin(std::process::Stdio::null());
+        let mut answers = ours.try_clone().map_err(io("answer"))?;
+        for line in BufReader::new(ours).lines() {
+            let Ok(line) = line else { break };
+            let answer = answer(disk, &line).unwrap_or_else(|why| format!("error {why}"));
+            if writeln!(answers, "{answer}").is_err() {
+                break;
+            }
+        }
+        child.wait().map_err(io("wait for"))
+    })
+}
+
+/// Does what a line of a program asks for.
+fn answer(disk: &mut LiveDisk<'_>, line: &str) -> Result<String, String> {
+    match line.split_once(' ').unwrap_or((line, "")) {
+        ("cut", seed) => {
+            let seed = seed.parse().map_err(|_| format!("{seed:?} is no seed"))?;
+            let (kind, writes) = disk.cut_power(seed).map_err(|error| chain(&error))?;
+            Ok(format!("dark {} {} {} {}", kind.word(), writes.kept, writes.torn, writes.lost))
+        }
+        ("boot", "") => disk.boot().map(|()| "on".to_owned()).map_err(|error| chain(&error)),
+        _ => Err(format!("{line:?} is neither `cut SEED` nor `boot`")),
+    }
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &RigError) -> String {
+    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}")).replace('\n', " ")
 }
 
 /// Mounts a state at the path where it was recorded, in a namespace of its own, and runs `look` there.

@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt as _;
 use baleen_powercut::workload::{Broken, History, Marks, Place, Workload, WorkloadError};
 use baleen_powercut::{
     External, Fault, FileSystem, Judged, Plan, RecordError, RecordOptions, Recording, Report, Request, Results,
-    RigError, State, Toy, Verdict, explore, image_of, judge, record, record_on, replay, with_disk,
+    RigError, State, Toy, Verdict, explore, image_of, judge, record, record_on, replay, serve, with_disk,
 };
 use support::{Scratch, chain, skipped};
 
@@ -33,6 +33,68 @@ fn a_flush_that_fails_is_told_to_the_program_that_syncs() {
         Ok(told.map_err(|error| error.raw_os_error()))
     });
     assert_eq!(told.unwrap_or_else(|error| panic!("{}", chain(&error))), Err(Some(libc::EIO)));
+}
+
+#[test]
+fn a_disk_whose_power_goes_keeps_what_was_flushed_and_some_of_the_rest() {
+    if skipped("a_disk_whose_power_goes_keeps_what_was_flushed_and_some_of_the_rest") {
+        return;
+    }
+    let lost = with_disk(&options(), |disk| {
+        disk.cache_writes();
+        let (mut kinds, mut lost, mut torn) = (std::collections::BTreeSet::new(), 0, 0);
+        let in_place = disk.path().join("in-place");
+        fs::write(&in_place, [0; 64 << 10]).unwrap();
+        File::open(&in_place).unwrap().sync_all().unwrap();
+        for round in 1..=20_u8 {
+            let flushed = disk.path().join(format!("flushed{round}"));
+            fs::write(&flushed, [round; 5000]).unwrap();
+            File::open(&flushed).unwrap().sync_all().unwrap();
+            File::open(disk.path()).unwrap().sync_all().unwrap();
+            // Sent to the disk, block by block, and not flushed.
+            let pattern = disk.run().join("pattern");
+            fs::write(&pattern, [round; 64 << 10]).unwrap();
+            let mut dd = std::process::Command::new("dd");
+            dd.arg(format!("if={}", pattern.display())).arg(format!("of={}", in_place.display()));
+            dd.args(["bs=8192", "oflag=direct", "conv=notrunc", "status=none"]);
+            assert!(dd.status().unwrap().success());
+            let (kind, writes) = disk.cut_power(u64::from(round))?;
+            // Whoever has not noticed writes on into the dark.
+            fs::write(disk.path().join("dark"), [round; 5000]).unwrap();
+            disk.boot()?;
+            kinds.insert(kind.word());
+            lost += writes.lost;
+            torn += writes.torn;
+            for earlier in 1..=round {
+                let kept = fs::read(disk.path().join(format!("flushed{earlier}"))).unwrap();
+                assert_eq!(kept, [earlier; 5000], "after {kind:?}");
+            }
+            assert!(!disk.path().join("dark").exists());
+            let blocks = fs::read(&in_place).unwrap();
+            assert!(blocks.chunks(4096).all(|block| block.iter().all(|byte| *byte == block[0] && *byte <= round)));
+        }
+        assert!(kinds.len() == 5 && torn > 0, "{kinds:?}, {torn} torn");
+        Ok(lost)
+    });
+    assert!(lost.unwrap_or_else(|error| panic!("{}", chain(&error))) > 0);
+}
+
+#[test]
+fn a_program_cuts_the_power_of_its_own_disk() {
+    if skipped("a_program_cuts_the_power_of_its_own_disk") {
+        return;
+    }
+    let script = r#"
+        cd "$BALEEN_POWERCUT_DISK" && echo kept > kept && sync kept && sync -f . && cd /
+        ask() { echo "$1" >&0; read -r answer; }
+        touch "$BALEEN_POWERCUT_RUN/gone"
+        ask 'cut 7'; case $answer in dark*) ;; *) exit 1 ;; esac
+        ask boot; [ "$answer" = on ] || exit 2
+        [ "$(cat "$BALEEN_POWERCUT_DISK/kept")" = kept ] && ! [ -e "$BALEEN_POWERCUT_RUN/gone" ] || exit 3
+        ask reboot; case $answer in error*) ;; *) exit 4 ;; esac
+    "#;
+    let status = serve(&options(), std::process::Command::new("sh").args(["-c", script]));
+    assert_eq!(status.unwrap_or_else(|error| panic!("{}", chain(&error))).code(), Some(0));
 }
 
 #[test]
