@@ -12,7 +12,7 @@ use baleen_tests::image::busybox;
 use baleen_tests::needs_root;
 use baleen_tests::network::{ADDRESS, Network, in_network};
 use baleen_tests::scratch::Scratch;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A daemon in a network of its own that has the busybox image as `busybox`.
 fn daemon_in(network: &Network, scratch: &Scratch) -> Result<Daemon> {
@@ -187,12 +187,17 @@ fn names_inside_are_those_that_were_asked_for() -> Result<()> {
         (&["--network", "container:box", "-p", "80:80"], "conflicting options"),
         (&["--network", "container:box", "--hostname", "x"], "conflicting options: hostname and the network mode"),
         (&["--network", "mine"], "network mode \"mine\" is not implemented yet"),
-        (&["--ip", "172.17.0.9"], "user specified IP address is supported on user defined networks only"),
         (&["-p", "[::1]:80:80"], "the bridge has no IPv6"),
     ] {
         let refused = daemon.docker(&[&["run", "--rm"], options, &["busybox", "true"]].concat())?;
         assert!(refused.code == 125 && refused.stderr.contains(words), "{options:?}: {}", refused.output());
     }
+    // Older clients forget --ip where they see that it cannot be had.
+    let asked = json!({ "Image": "busybox", "NetworkingConfig": { "EndpointsConfig": { "bridge": {
+        "IPAMConfig": { "IPv4Address": "172.17.0.9" } } } } });
+    let refused = daemon.api("POST", "/containers/create", Some(&asked), 400)?.to_string();
+    let words = "user specified IP address is supported on user defined networks only";
+    assert!(refused.contains(words), "{refused}");
     daemon.docker_ok(&["stop", "-t", "0", "box"])?;
     let refused = daemon.docker(&["run", "--rm", "--network", "container:box", "busybox", "true"])?;
     assert!(refused.stderr.contains("cannot join network of a non running container"), "{}", refused.output());

@@ -10,6 +10,7 @@ use baleen_fault_injection::Random;
 
 use crate::record::Recording;
 use crate::rig::{Judge, RigError, Verdict, on_stage, record_recovery};
+use crate::stage::own_file;
 use crate::state::{Kind, State};
 use crate::workload::Workload;
 
@@ -95,7 +96,7 @@ pub fn explore(
         let mut candidates = first;
         while course.summary.second_cuts < plan.second_cuts && !candidates.is_empty() && course.goes_on() {
             let state = candidates.swap_remove(random.below(candidates.len() as u64) as usize);
-            let path = std::env::temp_dir().join(format!("baleen-powercut.{}.second", std::process::id()));
+            let path = own_file("second");
             let _removed = Removed(&path);
             let chain = record_recovery(stage, recording, state, workload, &path)?;
             let judge = Judge::new(stage, &chain)?;

@@ -13,6 +13,7 @@ use crate::filesystem::FileSystem;
 use crate::record::{RecordError, Recording};
 use crate::results::{Results, ResultsError, Totals};
 use crate::rig::{RecordOptions, RigError, Verdict, record};
+use crate::stage::own_file;
 use crate::toys::Toy;
 use crate::workload::{Workload, WorkloadError};
 
@@ -102,7 +103,7 @@ pub fn judge_the_judge(filesystem: FileSystem, states: u64) -> Result<Vec<String
         let wrong = Toy::WRONG.contains(&toy) && toy.shows_on(filesystem);
         let name = toy.name();
         let failed = |source| RunError::Rig { workload: name.clone(), filesystem, source };
-        let out = std::env::temp_dir().join(format!("baleen-powercut.{}.toy", std::process::id()));
+        let out = own_file("toy");
         let recording = record(&RecordOptions::new(filesystem), &mut toy, &out).map_err(failed);
         let recording = recording.inspect_err(|_| drop(std::fs::remove_file(&out)))?;
         // A toy whose mistake shows in few states gets as many as it takes; right ones a fair number.

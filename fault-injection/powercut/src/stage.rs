@@ -7,6 +7,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
@@ -68,6 +69,13 @@ impl Stage {
         while rustix::mount::unmount(&run, UnmountFlags::DETACH).is_ok() {}
         tmpfs(&run).map_err(io)
     }
+}
+
+/// A path for a file of this rig alone, however many the process has.
+pub(crate) fn own_file(purpose: &str) -> PathBuf {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    std::env::temp_dir().join(format!("baleen-powercut.{}.{number}.{purpose}", std::process::id()))
 }
 
 fn tmpfs(at: &Path) -> io::Result<()> {
