@@ -119,7 +119,7 @@ impl<'a, R: Read> Decoder<'a, R> {
 }
 
 /// Applies the streams of one frame.
-fn apply(
+pub(crate) fn apply(
     number: usize,
     facts: &FrameFacts,
     streams: &Streams,

@@ -98,6 +98,11 @@ impl Streams {
         &mut self.0[stream as usize]
     }
 
+    /// All of them, in the order of their numbers.
+    pub(crate) fn all(&mut self) -> &mut [Vec<u8>] {
+        &mut self.0
+    }
+
     pub(crate) fn raw_bytes(&self) -> usize {
         self.0.iter().map(Vec::len).sum()
     }

@@ -19,6 +19,8 @@
 pub mod decode;
 pub mod encode;
 pub mod error;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod header;
 pub mod limits;
 pub mod source;
