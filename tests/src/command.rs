@@ -8,6 +8,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
+/// How many times longer than on this machine everything may take: `BALEEN_TEST_PATIENCE`, else 1. A machine in software emulation
+/// starts programs fifty times slower.
+pub fn patience() -> u32 {
+    std::env::var("BALEEN_TEST_PATIENCE").ok().and_then(|text| text.parse().ok()).unwrap_or(1).clamp(1, 100)
+}
+
 /// What a finished program left.
 #[derive(Debug, Clone)]
 pub struct Finished {
@@ -71,6 +77,7 @@ pub fn run(command: &mut Command, input: Option<&[u8]>, limit: Duration) -> Resu
             let mut bytes = Vec::new();
             stderr.read_to_end(&mut bytes).map(|_| bytes)
         });
+        let limit = limit * patience();
         let deadline = Instant::now() + limit;
         let status = loop {
             if let Some(status) = child.try_wait()? {
@@ -116,6 +123,7 @@ pub fn describe(command: &Command) -> String {
 /// # Errors
 /// If it has given none within `limit`; the message says what was waited for.
 pub fn wait_for<T>(what: &str, limit: Duration, mut condition: impl FnMut() -> Option<T>) -> Result<T> {
+    let limit = limit * patience();
     let deadline = Instant::now() + limit;
     loop {
         if let Some(value) = condition() {

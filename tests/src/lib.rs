@@ -15,6 +15,7 @@ pub mod daemon;
 pub mod dockerd;
 pub mod http;
 pub mod image;
+pub mod machine;
 pub mod network;
 pub mod random;
 pub mod registry;

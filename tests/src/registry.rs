@@ -1,7 +1,8 @@
 //! The registry that Debian ships (`docker-registry`), on a loopback port with storage of its own.
 
 use std::fs;
-use std::net::TcpListener;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::time::Duration;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 
 use crate::command::wait_for;
+use crate::image::Image;
 use crate::network::{self, in_network};
 use crate::scratch::Scratch;
 
@@ -83,6 +85,9 @@ impl Registry {
                 if let Ok(Some(status)) = registry.child.try_wait() {
                     return Some(Err(status)); // Another program took the port in between: try the next one.
                 }
+                if options.network.is_none() {
+                    return TcpStream::connect(&address).is_ok().then_some(Ok(()));
+                }
                 let url = format!("http://{address}/");
                 // Any answer will do, that of a server which wants TLS too.
                 let mut curl = in_network(options.network.as_deref(), "curl");
@@ -109,6 +114,48 @@ impl Registry {
         let text = fs::read_to_string(&self.log)?;
         let request = |line: &str| Some(line.split('"').nth(1)?.trim_end_matches(" HTTP/1.1").to_owned());
         Ok(text.lines().filter_map(request).filter(|request| request.contains(" /v2/")).collect())
+    }
+
+    /// Uploads an image as `name:tag` (OCI distribution-spec, Pushing Blobs Monolithically) without a client's help, where `skopeo` is
+    /// not at hand. Plain HTTP without authentication only.
+    ///
+    /// # Errors
+    /// If the registry refuses any of it.
+    pub fn upload(&self, image: &Image, name: &str, tag: &str) -> Result<()> {
+        for (digest, bytes) in image.blobs() {
+            let begun = self.send("POST", &format!("/v2/{name}/blobs/uploads/"), None, &[])?;
+            let location = begun.lines().find_map(|line| {
+                let (key, value) = line.split_once(':')?;
+                key.eq_ignore_ascii_case("location").then(|| value.trim().to_owned())
+            });
+            let location = location.with_context(|| format!("no place to upload to: {begun}"))?;
+            let path = location.strip_prefix(&format!("http://{}", self.address())).unwrap_or(&location);
+            let joint = if path.contains('?') { '&' } else { '?' };
+            self.send("PUT", &format!("{path}{joint}digest={digest}"), Some("application/octet-stream"), &bytes)?;
+        }
+        let path = format!("/v2/{name}/manifests/{tag}");
+        self.send("PUT", &path, Some(&image.manifest_type), &image.manifest).map(drop)
+    }
+
+    /// One request with its own connection; the answer's head, if it is one of success.
+    fn send(&self, method: &str, path: &str, kind: Option<&str>, body: &[u8]) -> Result<String> {
+        let mut stream = TcpStream::connect(self.address())?;
+        stream.set_read_timeout(Some(Duration::from_secs(120)))?;
+        let kind = kind.map(|kind| format!("Content-Type: {kind}\r\n")).unwrap_or_default();
+        let (address, length) = (self.address(), body.len());
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{kind}Content-Length: {length}\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes())?;
+        stream.write_all(body)?;
+        let mut answer = Vec::new();
+        stream.take(1 << 20).read_to_end(&mut answer)?;
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        let status = answer.split(' ').nth(1).and_then(|code| code.parse::<u16>().ok()).unwrap_or(0);
+        if !(200..300).contains(&status) {
+            bail!("{method} {path}: {answer}");
+        }
+        Ok(answer)
     }
 
     /// The reference of `name` (with its tag) in this registry.

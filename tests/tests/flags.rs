@@ -53,7 +53,8 @@ fn limits_of_a_run_are_those_of_its_control_groups() -> Result<()> {
             "20000".into(),
             "20000 50000".into(),
         ),
-        (&["--cpu-shares", "512"], "cpu/cpu.shares", "cpu.weight", "512".into(), "20".into()),
+        // The weight is that of runc since 1.3.2: the defaults, 1024 shares, become the default weight of 100.
+        (&["--cpu-shares", "512"], "cpu/cpu.shares", "cpu.weight", "512".into(), "59".into()),
         (&["--cpuset-cpus", "0"], "cpuset/cpuset.cpus", "cpuset.cpus", "0".into(), "0".into()),
         (&["--pids-limit", "33"], "pids/pids.max", "pids.max", "33".into(), "33".into()),
     ];
