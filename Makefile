@@ -16,7 +16,7 @@ RELEASE := $(CARGO_TARGET_DIR)/$(TARGET)/release/baleen
 MUTATED := $(CARGO_TARGET_DIR)/mutated/baleen
 RELEASE_ARM64 := $(CARGO_TARGET_DIR)/aarch64-unknown-linux-gnu/release/baleen
 RELEASE_ARMHF := $(CARGO_TARGET_DIR)/armv7-unknown-linux-gnueabihf/release/baleen
-VM := $(CARGO_TARGET_DIR)/vm
+VM := $(CARGO_TARGET_DIR)/machines
 MULTIARCH := $(shell gcc -print-multiarch 2>/dev/null || echo x86_64-linux-gnu)
 
 # Tools that Debian ships only together with a service (scripts/install-deps unpacks them here and starts nothing).

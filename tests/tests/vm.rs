@@ -112,6 +112,15 @@ fn on_cgroup_v2_alone_containers_run_under_limits_and_outlive_the_daemon() -> Re
 }
 
 #[test]
+fn without_uncached_writes_the_store_holds_and_a_layer_leaves_the_page_cache() -> Result<()> {
+    needs_images!("without_uncached_writes_the_store_holds_and_a_layer_leaves_the_page_cache");
+    // No kernel before 6.14 has `RWF_DONTCACHE`.
+    let programs: &[Program] =
+        &[("snapshotter-extraction", &["leaves_the_page_cache"]), ("store-verbs", &[]), ("store-errors", &[])];
+    pass_inside(Arch::Amd64, "6.1", Duration::from_secs(900), programs, 24)
+}
+
+#[test]
 fn on_linux_5_10_images_are_pulled_stored_and_checked_and_starts_refused_by_name() -> Result<()> {
     needs_images!("on_linux_5_10_images_are_pulled_stored_and_checked_and_starts_refused_by_name");
     let programs: &[Program] = &[("tests-device", &["stores_what_it_pulled"])];
