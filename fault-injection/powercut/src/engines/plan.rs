@@ -244,6 +244,7 @@ mod tests {
 
     #[test]
     fn a_mixed_workload_asks_only_for_what_is_possible() -> Result<()> {
+        baleen_tests::needs_root!("a_mixed_workload_asks_only_for_what_is_possible");
         for seed in 0..200 {
             let plan = plan(&format!("mixed-{seed}"))?;
             let mut world = World::default();
