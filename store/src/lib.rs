@@ -37,7 +37,7 @@ pub use facts::{
     BlobFact, ContainerFact, Desired, ImageFact, LayerFact, LayerKey, PullFact, PullLayer, TagFact, VolumeFact,
 };
 pub use inspect::{FormatState, Inspection, LogState, Stand, Standing, StoredObject};
-pub use opening::Opened;
+pub use opening::{Opened, was_never_finished};
 pub use owners::{Owned, Owner};
 pub use partial::{CHECKPOINT_STATE_BYTES_MAX, Checkpoint, Checkpoints, Partial};
 pub use store::{Lease, Store};

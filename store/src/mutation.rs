@@ -20,7 +20,7 @@ pub(crate) enum Mutation {
     LogSyncSkipped,
     /// A checkpoint is written before the data that it answers for is durable.
     CheckpointBeforeData,
-    /// A batch is taken for whole whatever its checksum says.
+    /// Of a batch whose checksum does not pass, the records count that can be read.
     TornBatchAccepted,
     /// The descriptor of a barrier is opened after the writes that it answers for, so that it is told none of their errors.
     DescriptorLate,

@@ -51,6 +51,25 @@ pub struct Opened {
     pub damage: Vec<String>,
 }
 
+/// Whether a data root holds nothing but what the making of a store leaves that was cut before its end: the next opening makes it.
+/// Nothing is written.
+///
+/// # Errors
+/// `NewerFormat`, `Io`.
+pub fn was_never_finished(disk: &dyn Disk) -> Result<bool, StoreError> {
+    let root = disk.root().context("open", || "the data root".to_owned())?;
+    match format::read(disk, &root) {
+        Ok(None) => {}
+        Ok(Some(_)) | Err(StoreError::Damaged { .. }) => return Ok(false),
+        Err(error) => return Err(error),
+    }
+    match (lost_format(disk, &root, true)?, check_empty(disk, &root)) {
+        (Lost::Never, Ok(())) => Ok(true),
+        (Lost::Store(_), _) | (_, Err(StoreError::NotAStore { .. })) => Ok(false),
+        (_, Err(error)) => Err(error),
+    }
+}
+
 impl Store {
     /// Opens the store on `disk`, or makes one in an empty directory. `new_id` identifies a store that is made: random
     /// bytes, unique to it.

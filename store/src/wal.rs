@@ -390,11 +390,33 @@ impl Batch {
         let frame = bytes.get(..frame_bytes)?;
         let payload = &frame[FRAME_HEADER..];
         let whole = checksum(store_id, segment, &[&frame[..32], payload]) == frame[32..FRAME_HEADER];
-        if !whole && !mutation::is(Mutation::TornBatchAccepted) {
-            return None;
+        let mut batch =
+            Self { first_sequence: u64_at(frame, 8)?, records: u32_at(frame, 24)?, payload: payload.to_vec() };
+        if !whole {
+            if !mutation::is(Mutation::TornBatchAccepted) {
+                return None;
+            }
+            batch.keep_readable();
         }
-        let batch = Self { first_sequence: u64_at(frame, 8)?, records: u32_at(frame, 24)?, payload: payload.to_vec() };
         Some((batch, u64_at(frame, 16)?))
+    }
+
+    /// Drops what cannot be read as a record, and all behind it: a deliberate fault, since a batch is one (W1).
+    fn keep_readable(&mut self) {
+        let (mut records, mut bytes) = (0, 0);
+        while records < self.records {
+            let rest = &self.payload[bytes..];
+            let Some(length) = rest.get(..RECORD_HEADER).and_then(|header| u32_at(header, 12)) else { break };
+            let end = RECORD_HEADER.saturating_add(length as usize);
+            let expected = self.first_sequence + u64::from(records);
+            let Some(record) = rest.get(..end) else { break };
+            if !decode_records(record, 1).is_ok_and(|read| read.first().is_some_and(|(at, _)| *at == expected)) {
+                break;
+            }
+            (records, bytes) = (records + 1, bytes + end);
+        }
+        self.payload.truncate(bytes);
+        self.records = records;
     }
 
     /// The records with their sequences. The checksum has passed, so a fault here is a bug or a newer format.

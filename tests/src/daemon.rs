@@ -248,6 +248,11 @@ impl Daemon {
         String::from_utf8_lossy(&text[text.len().saturating_sub(8192)..]).into_owned()
     }
 
+    /// All of the daemon's log since its folder was made.
+    pub fn whole_log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.folder.join("log")).unwrap_or_default()).into_owned()
+    }
+
     /// The `docker` client with these arguments, not started yet.
     pub fn client(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("docker");

@@ -173,6 +173,9 @@ fn check(options: &Options) -> Result<Option<Report>, StoreError> {
     }
     let io = |source| StoreError::Io { action: "open", path: options.data_root.display().to_string(), source };
     let disk = Arc::new(SystemDisk::open(&options.data_root).map_err(io)?);
+    if baleen_store::was_never_finished(disk.as_ref())? {
+        return Ok(None);
+    }
     if options.repair {
         return repair(options, disk).map(Some);
     }

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use baleen_powercut::workload::History;
 use baleen_powercut::{
-    Cuts, FileSystem, Plan, RecordOptions, Recording, Report, Results, Round, Run, State, Totals, Verdict, agent,
-    explore, image_of, judge, judge_agent, judge_the_judge, reap, record, record_on, replay, serve, with_device_place,
-    workload_by_name, workload_names,
+    Cuts, Fault, FileSystem, LiveDisk, Plan, RecordOptions, Recording, Report, Results, Round, Run, State, Totals,
+    Verdict, agent, explore, image_of, judge, judge_agent, judge_the_judge, reap, record, record_on, replay, serve,
+    with_device_place, with_disk, workload_by_name, workload_names,
 };
 
 const HELP: &str = "\
@@ -27,7 +27,12 @@ Commands:
   record     Run one workload and keep the recording
                --workload NAME   --out FILE   [--fs FS] [--size MIB] [--sector 512|4096] [--commit NAME]
                [--from RECORDING --on STATE]   goes on from a state: a chain of cuts is one recording
+               [--fault FAULT,FAULT...]        the disk fails meanwhile
                [-- PROGRAM ARGUMENT...]        the engine's program; of --workload external, the program
+  fail       Run a program in a fresh folder of a disk that fails; gives its exit code
+               [--fault FAULT,FAULT...] [--fs FS] [--size MIB] [--rot FILE@BYTE,...] -- PROGRAM ARGUMENT...
+               With --rot it runs twice, BALEEN_POWERCUT_ROUND being 1 and 2: in between, bit 0 of each named byte
+               is turned where it lies on the disk, and the faults count from there
   explore    Judge states of a recording
                RECORDING   --workload NAME   [--results FILE] [--states N] [--seconds S] [--second N] [--seed N]
                [--boundaries] [--torn512] [-- PROGRAM...]
@@ -48,6 +53,8 @@ Commands:
                [--marks N] [--later MILLISECONDS] [--patience SECONDS] [--seed N]
   workloads  List the workloads
 
+A fault is eio-read@N, eio-write@N or eio-flush@N (that one request fails), read-only@N, full@N (from that write on) or
+lying-flush; N counts from 0.
 A state is EPOCH:KIND:SEED, for instance 17:subset:3; kinds are none, all, prefix, subset, torn and torn512.
 Exit code: 0 no promise is broken, 1 one is, 2 the rig could not work.
 ";
@@ -123,6 +130,10 @@ impl Words {
         Ok(self.number("size")?.map(|mebibytes| mebibytes << 20))
     }
 
+    fn faults(&self) -> Result<Vec<Fault>> {
+        self.text("fault").into_iter().flat_map(|list| list.split(',')).map(|text| Ok(text.parse()?)).collect()
+    }
+
     fn plan(&self) -> Result<Plan> {
         Ok(Plan {
             boundaries_only: self.is_set("boundaries"),
@@ -154,7 +165,8 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
             "fs", "workload", "folder", "commit", "states", "seconds", "second", "size", "seed", "torn512", "no-toys",
             "program",
         ])?),
-        "record" => record_one(&words(&["workload", "out", "fs", "size", "sector", "commit", "from", "on"])?),
+        "record" => record_one(&words(&["workload", "out", "fs", "size", "sector", "commit", "from", "on", "fault"])?),
+        "fail" => fail(&words(&["fault", "fs", "size", "rot"])?),
         "explore" => explore_one(&words(&[
             "workload",
             "results",
@@ -297,6 +309,7 @@ fn record_one(words: &Words) -> Result<ExitCode> {
     let out = Path::new(words.needed("out")?);
     let mut workload = workload_by_name(words.needed("workload")?, &words.program)?;
     let recording = match words.text("from") {
+        Some(_) if words.is_set("fault") => bail!("--fault goes with a fresh disk, not with --from"),
         Some(before) => {
             let before = Recording::open(Path::new(before))?;
             let state: State = words.needed("on")?.parse()?;
@@ -312,6 +325,7 @@ fn record_one(words: &Words) -> Result<ExitCode> {
                 Some(other) => bail!("sectors have 512 or 4096 bytes, not {other}"),
             };
             options.commit = words.text("commit").map_or_else(commit_here, str::to_owned);
+            options.faults = words.faults()?;
             record(&options, workload.as_mut(), out)?
         }
     };
@@ -319,6 +333,48 @@ fn record_one(words: &Words) -> Result<ExitCode> {
     let (epochs, name) = (recording.epoch_count(), recording.identity());
     println!("{}: {writes} writes of {} KiB in {epochs} epochs, {name}", out.display(), bytes / 1024);
     Ok(ExitCode::SUCCESS)
+}
+
+/// Runs a program on a disk that fails.
+fn fail(words: &Words) -> Result<ExitCode> {
+    let [filesystem] = words.filesystems()?[..] else { bail!("a disk has one file system") };
+    let (program, arguments) = words.program.split_first().context("the program is missing: -- PROGRAM ARGUMENT...")?;
+    let mut options = RecordOptions::new(filesystem);
+    options.size_bytes = words.size_bytes()?;
+    options.faults = words.faults()?;
+    let rotten: Vec<(&str, u64)> = words
+        .text("rot")
+        .into_iter()
+        .flat_map(|list| list.split(','))
+        .map(|one| {
+            let (file, byte) = one.rsplit_once('@').with_context(|| format!("--rot takes FILE@BYTE, not {one:?}"))?;
+            Ok((file, byte.parse().with_context(|| format!("{byte:?} is no position in a file"))?))
+        })
+        .collect::<Result<_>>()?;
+    let run = |disk: &LiveDisk<'_>, round: u32| {
+        let mut command = Command::new(program);
+        command.args(arguments).current_dir(disk.path()).env("BALEEN_POWERCUT_ROUND", round.to_string());
+        command.env("BALEEN_POWERCUT_RUN", disk.run());
+        let status = command.status();
+        let (reads, writes, flushes) = disk.counted();
+        eprintln!("baleen-powercut: round {round} ended after {reads} reads, {writes} writes and {flushes} flushes");
+        status
+    };
+    let faults = options.faults.clone();
+    let status = with_disk(&options, |disk| {
+        let first = run(disk, 1);
+        if rotten.is_empty() || !first.as_ref().is_ok_and(std::process::ExitStatus::success) {
+            return Ok(first);
+        }
+        for (file, byte) in &rotten {
+            let file = disk.path().join(file);
+            disk.rot(&file, *byte, 1)?;
+        }
+        disk.fail(faults);
+        Ok(run(disk, 2))
+    })?;
+    let status = status.with_context(|| format!("cannot run {program}"))?;
+    Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(2)))
 }
 
 fn explore_one(words: &Words) -> Result<ExitCode> {
@@ -337,7 +393,8 @@ fn explore_one(words: &Words) -> Result<ExitCode> {
             lost = Some(error);
         }
     };
-    explore(&recording, workload.as_mut(), &words.plan()?, &mut judged, &mut keep)?;
+    let plan = Plan { recoveries: Some(path.clone()), ..words.plan()? };
+    explore(&recording, workload.as_mut(), &plan, &mut judged, &mut keep)?;
     if let Some(error) = lost {
         return Err(error.into());
     }

@@ -4,6 +4,7 @@
 //! E2  Epochs take turns, and so do the kinds of states: whenever it stops, what was judged is spread evenly.
 
 use std::collections::{BTreeMap, HashSet};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use baleen_fault_injection::Random;
@@ -34,6 +35,20 @@ pub struct Plan {
     pub second_cuts: u64,
     /// Stop after so many convictions.
     pub convictions_max: u64,
+    /// Where the recording of a recovery is kept of which a state is convicted: this path, with the state that was cut first before
+    /// its extension. Its states can be judged and replayed like any others, byte for byte.
+    pub recoveries: Option<PathBuf>,
+}
+
+impl Plan {
+    fn recovery_path(&self, state: State) -> PathBuf {
+        let Some(path) = &self.recoveries else {
+            return own_file("second");
+        };
+        let state = state.to_string().replace(':', "-");
+        let extension = path.extension().map(|extension| extension.to_string_lossy().into_owned());
+        path.with_extension(format!("after-{state}.{}", extension.as_deref().unwrap_or("powercut")))
+    }
 }
 
 impl Default for Plan {
@@ -46,6 +61,7 @@ impl Default for Plan {
             seed: 1,
             second_cuts: 0,
             convictions_max: u64::MAX,
+            recoveries: None,
         }
     }
 }
@@ -96,11 +112,15 @@ pub fn explore(
         let mut candidates = first;
         while course.summary.second_cuts < plan.second_cuts && !candidates.is_empty() && course.goes_on() {
             let state = candidates.swap_remove(random.below(candidates.len() as u64) as usize);
-            let path = own_file("second");
-            let _removed = Removed(&path);
+            let path = plan.recovery_path(state);
+            let removed = Removed(&path);
+            let convicted = course.summary.convicted;
             let chain = record_recovery(stage, recording, state, workload, &path)?;
             let judge = Judge::new(stage, &chain)?;
             course.states(&chain, &judge, Some(state), state.epoch + 1, workload)?;
+            if plan.recoveries.is_some() && course.summary.convicted > convicted {
+                std::mem::forget(removed);
+            }
             course.summary.second_cuts += 1;
         }
         course.summary.epochs = course.epochs.len() as u64;

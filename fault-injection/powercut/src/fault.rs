@@ -57,6 +57,34 @@ impl fmt::Display for Fault {
     }
 }
 
+/// A text that names no fault.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is no fault; those are eio-read@N, eio-write@N, eio-flush@N, read-only@N, full@N and lying-flush, N from 0"
+)]
+pub struct NotAFault(String);
+
+impl std::str::FromStr for Fault {
+    type Err = NotAFault;
+
+    fn from_str(text: &str) -> Result<Fault, NotAFault> {
+        let unknown = || NotAFault(text.to_owned());
+        if text == "lying-flush" {
+            return Ok(Fault::LyingFlush);
+        }
+        let (word, number) = text.split_once('@').ok_or_else(unknown)?;
+        let number = number.parse().map_err(|_| unknown())?;
+        Ok(match word {
+            "eio-read" => Fault::Once { request: Request::Read, number },
+            "eio-write" => Fault::Once { request: Request::Write, number },
+            "eio-flush" => Fault::Once { request: Request::Flush, number },
+            "read-only" => Fault::ReadOnlyFrom { write: number },
+            "full" => Fault::FullFrom { write: number },
+            _ => return Err(unknown()),
+        })
+    }
+}
+
 /// The faults set on a device, and what has been counted since.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Faults {
@@ -119,6 +147,16 @@ mod tests {
         assert_eq!(faults.meet(Request::Write, false), Some(libc::EIO));
         assert_eq!(faults.meet(Request::Write, false), None);
         assert_eq!(faults.counted(), (0, 3, 1));
+    }
+
+    #[test]
+    fn every_fault_is_read_back_from_its_text() {
+        for text in ["eio-read@0", "eio-write@17", "eio-flush@2", "read-only@3", "full@4", "lying-flush"] {
+            assert_eq!(text.parse::<Fault>().map(|fault| fault.to_string()), Ok(text.to_owned()));
+        }
+        for wrong in ["eio-write", "eio-write@", "eio@1", "full@-1", ""] {
+            assert!(wrong.parse::<Fault>().is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub use contents::BLOCK_BYTES;
 pub use disk::CutWrites;
 pub use explore::{Judged, Plan, Summary, explore, judge};
 pub use external::External;
-pub use fault::{Fault, Request};
+pub use fault::{Fault, NotAFault, Request};
 pub use filesystem::{FileSystem, UnknownFileSystem};
 pub use live::{DISK_VARIABLE, LiveDisk, RUN_VARIABLE, image_of, replay, serve, with_disk};
 pub use record::{Description, RecordError, Recording};

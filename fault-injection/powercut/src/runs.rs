@@ -188,6 +188,7 @@ impl Run {
                     second_cuts: self.second_cuts,
                     seed: self.seed,
                     torn512: self.torn512,
+                    recoveries: Some(self.path(filesystem, &name, number, "powercut")),
                     ..Plan::default()
                 };
                 let mut judged = results.judged(recording.identity());

@@ -461,3 +461,101 @@ fn nothing_of_a_rig_that_is_killed_is_left() {
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
 }
+
+/// A program whose work is right and whose recovery is not: it makes a durable file anew in its place.
+struct CarelessRecovery;
+
+impl CarelessRecovery {
+    fn write(place: &Place<'_>, name: &str, bytes: &[u8]) -> std::io::Result<()> {
+        let mut file = File::create(place.disk.join(name))?;
+        file.sync_all()?; // What is cut here has an empty file.
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        File::open(place.disk)?.sync_all()
+    }
+}
+
+impl Workload for CarelessRecovery {
+    fn name(&self) -> String {
+        "test/careless-recovery".to_owned()
+    }
+
+    fn prepare(&mut self, place: &Place<'_>) -> Result<(), WorkloadError> {
+        Self::write(place, "value", b"kept").map_err(|error| WorkloadError::failed("prepare", error))
+    }
+
+    fn start(&mut self, place: &Place<'_>) -> Result<(), WorkloadError> {
+        if !place.disk.join("ran").exists() {
+            return Ok(());
+        }
+        Self::write(place, "value", b"kept").map_err(|error| WorkloadError::failed("recover", error))
+    }
+
+    fn run(&mut self, place: &Place<'_>, marks: &Marks) -> Result<(), WorkloadError> {
+        marks.begin("run");
+        Self::write(place, "ran", b"").map_err(|error| WorkloadError::failed("run", error))?;
+        marks.acknowledge("run");
+        Ok(())
+    }
+
+    fn check(&mut self, place: &Place<'_>, _: &History) -> Result<Vec<Broken>, WorkloadError> {
+        let bytes = fs::read(place.disk.join("value")).map_err(|error| WorkloadError::failed("read", error))?;
+        Ok(if bytes == b"kept" { Vec::new() } else { vec![Broken::new("kept", format!("{} bytes", bytes.len()))] })
+    }
+}
+
+#[test]
+fn a_recovery_that_is_convicted_is_kept_and_its_states_are_judged_again_byte_for_byte() {
+    if skipped("a_recovery_that_is_convicted_is_kept_and_its_states_are_judged_again_byte_for_byte") {
+        return;
+    }
+    let scratch = Scratch::new("recovery");
+    let path = scratch.0.join("first.powercut");
+    let mut careless = CarelessRecovery;
+    let first = record(&options(), &mut careless, &path).unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let mut verdicts = Vec::new();
+    let plan = Plan { second_cuts: 12, recoveries: Some(path.clone()), ..Plan::default() };
+    explore(&first, &mut careless, &plan, &mut Judged::new(), &mut |verdict: &Verdict| verdicts.push(verdict.clone()))
+        .unwrap_or_else(|error| panic!("{}", chain(&error)));
+    assert!(verdicts.iter().all(|verdict| verdict.after.is_some() || verdict.broken.is_empty()), "{verdicts:?}");
+    let convicted: Vec<&Verdict> = verdicts.iter().filter(|verdict| !verdict.broken.is_empty()).collect();
+    assert!(!convicted.is_empty(), "no cut of the recovery is convicted");
+    let mut kept = 0;
+    for verdict in &convicted {
+        let after = verdict.after.as_deref().unwrap().replace(':', "-");
+        let recording = Recording::open(&scratch.0.join(format!("first.after-{after}.powercut"))).unwrap();
+        let again = judge(&recording, &mut careless, verdict.state.parse().unwrap()).unwrap();
+        assert_eq!(
+            (&again.recording, &again.kept, &again.broken),
+            (&verdict.recording, &verdict.kept, &verdict.broken)
+        );
+        kept += 1;
+    }
+    println!("{kept} convicted states of recoveries judged again");
+    // Recoveries without a conviction are not kept.
+    let files = fs::read_dir(&scratch.0).unwrap().count();
+    let recoveries: std::collections::BTreeSet<_> = convicted.iter().map(|verdict| &verdict.after).collect();
+    assert_eq!(files, 1 + recoveries.len());
+}
+
+#[test]
+fn the_command_line_lets_a_disk_fail_and_rot_below_any_program() {
+    if skipped("the_command_line_lets_a_disk_fail_and_rot_below_any_program") {
+        return;
+    }
+    let fail = |options: &[&str], script: &str| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_baleen-powercut"));
+        command.arg("fail").args(options).args(["--", "sh", "-c", script]).output().unwrap()
+    };
+    let write = "dd if=/dev/zero of=file bs=64k count=4 conv=fsync";
+    assert_eq!(fail(&[], write).status.code(), Some(0), "a healthy disk");
+    for fault in ["read-only@0", "full@0", "eio-flush@0"] {
+        let failed = fail(&["--fault", fault], write);
+        assert_eq!(failed.status.code(), Some(1), "{fault}: {}", String::from_utf8_lossy(&failed.stderr));
+    }
+    let script = "case $BALEEN_POWERCUT_ROUND in 1) head -c 10000 /dev/zero > file;; \
+                  2) test \"$(tr -d '\\0' < file | od -An -tx1 | tr -d ' ')\" = 01;; esac";
+    let rotten = fail(&["--rot", "file@9000"], script);
+    assert_eq!(rotten.status.code(), Some(0), "{}", String::from_utf8_lossy(&rotten.stderr));
+    assert_eq!(fail(&["--fault", "eio@1"], "true").status.code(), Some(2), "no fault of that name");
+}

@@ -11,19 +11,22 @@ use baleen_tests::command::wait_for;
 use baleen_tests::http;
 use baleen_tests::image::{busybox_entries, digest};
 use baleen_tests::store::{Allowed, folders_of, layer_differences, ownerless};
-use baleen_tests::tree::Tree;
+use baleen_tests::tree::{self, Tree};
 use serde_json::Value;
 
 use super::images::{Sample, sample};
 use super::program::{Engine, Kind};
 use super::step::{Container, Phase, Program, Step, WRITTEN, World};
-use super::{EngineWorkload, Move};
+use super::{EngineWorkload, Move, store};
 use crate::workload::{Broken, History, MarkKind};
 
 /// Differences that are told of one thing.
 const DIFFERENCES_MAX: usize = 4;
 /// How long containers may take to run again.
 const RESTART_PATIENCE: Duration = Duration::from_secs(10);
+/// What the engine's log has of a layer that was not gone on with.
+const STARTED_ANEW: [&str; 3] =
+    ["cannot be resumed and starts anew", "a layer is fetched again", "that were kept of a layer are fetched anew"];
 /// How long the trash may take to drain.
 const TRASH_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -41,6 +44,8 @@ struct Expected {
     programs: BTreeMap<String, Program>,
     /// Images whose pull had begun at some time.
     begun: BTreeSet<String>,
+    /// Volumes that have what their image has at its `etc`, and the image.
+    mounted: BTreeMap<String, String>,
 }
 
 impl Expected {
@@ -52,12 +57,18 @@ impl Expected {
             waited: BTreeSet::new(),
             programs: BTreeMap::new(),
             begun: BTreeSet::new(),
+            mounted: BTreeMap::new(),
         };
         for one in &workload.plan.before {
             match one {
                 Move::Do(step) => expected.acknowledge(step)?,
                 Move::KilledPull { image, .. } => drop(expected.begun.insert(image.clone())),
-                Move::Both(..) | Move::EatenPull { .. } | Move::FillLog | Move::UntilCompacted => {}
+                Move::Both(..)
+                | Move::EatenPull { .. }
+                | Move::FillLog
+                | Move::UntilCompacted
+                | Move::Damage(_)
+                | Move::Repair => {}
             }
         }
         for mark in &history.marks {
@@ -72,9 +83,9 @@ impl Expected {
                 continue;
             }
             match &step {
-                Step::Pull(image) => drop(expected.begun.insert(image.clone())),
+                Step::Pull(image) | Step::Load(image) => drop(expected.begun.insert(image.clone())),
                 // What these may remove, they may have removed.
-                Step::Untag(_) | Step::Prune => expected.layers.clear(),
+                Step::Untag(_) | Step::Remove(_) | Step::Prune => expected.layers.clear(),
                 _ => {}
             }
             if !expected.in_flight.contains(&step) {
@@ -98,7 +109,12 @@ impl Expected {
                     self.waited.insert(to.clone());
                 }
             }
-            Step::Pull(image) => drop(self.begun.insert(image.clone())),
+            Step::Pull(image) | Step::Load(image) => drop(self.begun.insert(image.clone())),
+            Step::Mount { name, image, volume } => {
+                self.mounted.insert(volume.clone(), image.clone());
+                self.programs.insert(name.clone(), Program::Stays);
+            }
+            Step::DeleteVolume(name) => drop(self.mounted.remove(name)),
             _ => {}
         }
         self.world = self.world.after(step)?;
@@ -108,6 +124,7 @@ impl Expected {
     fn in_flight_programs(&self) -> impl Iterator<Item = (&String, Program)> {
         self.in_flight.iter().filter_map(|step| match step {
             Step::Create { name, program, .. } => Some((name, *program)),
+            Step::Mount { name, .. } => Some((name, Program::Stays)),
             Step::Rename { from, to } => self.programs.get(from).map(|program| (to, *program)),
             _ => None,
         })
@@ -161,7 +178,19 @@ impl Judge<'_> {
             self.blobs_on_disk()?;
             self.owners("after its start")?;
         }
+        let mounted = self.expected.mounted.clone();
+        for (volume, image) in mounted.iter().filter(|(volume, _)| found.volumes.contains(*volume)) {
+            self.copied(volume, image, false)?;
+        }
+        for step in self.expected.in_flight.clone() {
+            if let Step::Mount { image, volume, .. } = &step
+                && found.volumes.contains(volume)
+            {
+                self.copied(volume, image, true)?;
+            }
+        }
         self.again(&found)?;
+        self.checkpoints();
         self.remove_everything()
     }
 
@@ -278,6 +307,23 @@ impl Judge<'_> {
         Ok(())
     }
 
+    /// What an image has at `etc` has become the content of a volume, whole; or, where that was cut, none of it.
+    fn copied(&mut self, volume: &str, image: &str, may_be_empty: bool) -> Result<()> {
+        let sample = sample(image)?;
+        let layer = sample.image.layers.first().context("an image without layers")?.diff_id();
+        let source = self.engine.root().join("layers").join(layer.trim_start_matches("sha256:")).join("fs/etc");
+        let data = self.engine.root().join("volumes").join(volume).join("_data");
+        if may_be_empty && names_in(&data)?.is_empty() {
+            return Ok(());
+        }
+        let differences = tree::differences(&tree::read(&data)?, &tree::read(&source)?);
+        if !differences.is_empty() {
+            let some = differences[..differences.len().min(DIFFERENCES_MAX)].join("; ");
+            self.say("P2", format!("volume {volume} is not what {image} has: {some}"));
+        }
+        Ok(())
+    }
+
     /// What a program in a container has synced by itself is there.
     fn written(&mut self, name: &str, inspected: &Value) -> Result<()> {
         let upper = inspected["GraphDriver"]["Data"]["UpperDir"].as_str().context("a container without an upper")?;
@@ -323,6 +369,15 @@ impl Judge<'_> {
             self.say("P2", format!("after a power cut the engine says: {warning}"));
         }
         Ok(())
+    }
+
+    /// What a checkpoint says of the disk is so after any cut, so no layer that has one is begun anew (P5). The engine finds out what
+    /// is missing, and says so in its log.
+    fn checkpoints(&mut self) {
+        let Engine::Baleen(daemon) = self.engine else { return };
+        for line in daemon.whole_log().lines().filter(|line| STARTED_ANEW.iter().any(|words| line.contains(words))) {
+            self.broken.push(Broken::new("P5", format!("after a power cut the engine says: {line}")));
+        }
     }
 
     /// Every layer in its place, whether an image has it or not: what was acknowledged as complete is there.
@@ -378,11 +433,17 @@ impl Judge<'_> {
                 allowed.blobs.extend(pull.blobs);
             }
         }
-        let stray = ownerless(daemon, &allowed)?;
+        let stray = self.without_quarantine(ownerless(daemon, &allowed)?);
         if !stray.is_empty() {
             self.say("owners", format!("{when} nobody owns {stray:?}"));
         }
         Ok(())
+    }
+
+    /// What a repair has put aside waits for a person.
+    fn without_quarantine(&self, mut paths: Vec<String>) -> Vec<String> {
+        paths.retain(|path| !self.workload.plan.repairs() || !path.starts_with("quarantine/"));
+        paths
     }
 
     /// What was under way can be done again, and every image can be pulled again.
@@ -392,6 +453,10 @@ impl Judge<'_> {
             if let Step::Start(name) | Step::Wait(name) | Step::Stop(name) = &step
                 && !found.containers.contains_key(name)
             {
+                continue;
+            }
+            // A cut repair was ended before the engine has started.
+            if step == Step::Repair {
                 continue;
             }
             // The program of a cut `wait` runs again first.
@@ -452,6 +517,17 @@ impl Judge<'_> {
         }
         let root = self.engine.root().to_owned();
         let kind = self.workload.kind;
+        if kind == Kind::Baleen {
+            // Of ours the prune answers when everything is gone, and the space is that of an empty store.
+            let left = self.without_quarantine(leftovers(kind, &root)?);
+            if !left.is_empty() {
+                self.say("orphans", format!("when the prune answered there was still {left:?}"));
+            }
+            if let Some(what) = store::larger_than_empty(&root)? {
+                self.say("orphans", format!("when the prune answered {what}"));
+            }
+            return Ok(());
+        }
         let emptied = wait_for("the trash to drain", TRASH_PATIENCE, || {
             leftovers(kind, &root).is_ok_and(|left| left.is_empty()).then_some(())
         });

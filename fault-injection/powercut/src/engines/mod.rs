@@ -4,7 +4,9 @@
 //!     extended attributes. What was not is there whole or not at all.
 //! E2  No container is made between a pull and its cut but where a workload is about containers: unmounting an overlay with an
 //!     upper directory syncs the file system, and would heal a pull that was not synced.
-//! E3  Whoever judges makes the same images from the same names as who recorded; a recording of others is refused.
+//! E3  `baleen fsck` calls no state that a cut has left damaged, knows an owner for each path of the root, and accounts for each
+//!     byte that `du` counts.
+//! E4  Whoever judges makes the same images from the same names as who recorded; a recording of others is refused.
 //!
 //! Touches: the place that it is given, a registry on the loopback network, and reference trees in the temporary folder.
 
@@ -13,6 +15,7 @@ mod judge;
 mod plan;
 mod program;
 mod step;
+mod store;
 
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt as _;
@@ -25,7 +28,7 @@ use baleen_tests::http;
 use baleen_tests::stub::Stub;
 use serde_json::{Value, json};
 
-use crate::workload::{Broken, History, Marks, Place, Workload, WorkloadError};
+use crate::workload::{Broken, History, MarkKind, Marks, Place, Workload, WorkloadError};
 use plan::{Move, Plan};
 use program::{Engine, message};
 use step::{Program, Step};
@@ -124,10 +127,20 @@ impl Workload for EngineWorkload {
         }
         // Only the registry is ours to have; an engine that does not start is the state's fault.
         self.serve().map_err(failed("serve the images"))?;
+        let mut found = Vec::new();
+        if self.kind == Kind::Baleen {
+            let root = place.disk.join("root");
+            let expected = if self.plan.repairs() { store::Health::Damaged } else { store::Health::Whole };
+            found = store::check(&self.options, &root, expected).map_err(failed("run fsck"))?;
+            if self.plan.repairs() {
+                found.extend(self.end_repair(&root, history).map_err(failed("run fsck"))?);
+            }
+        }
         if let Err(error) = self.launch(place) {
             return Ok(vec![Broken::new("start", format!("the engine does not start: {error:#}"))]);
         }
-        judge::judge(self, history).map_err(failed("judge"))
+        found.extend(judge::judge(self, history).map_err(failed("judge"))?);
+        Ok(found)
     }
 }
 
@@ -172,6 +185,8 @@ impl EngineWorkload {
             }),
             Move::KilledPull { image, after_bytes } => self.killed_pull(image, *after_bytes, marks),
             Move::EatenPull { image, after_bytes } => self.eaten_pull(image, *after_bytes, marks),
+            Move::Damage(image) => store::damage(self.engine()?.root(), &images::sample(image)?.image),
+            Move::Repair => self.repair(marks),
             Move::FillLog => self.fill_log(),
             Move::UntilCompacted => self.until_compacted(marks),
         }
@@ -215,6 +230,10 @@ impl EngineWorkload {
             Step::Untag(name) => {
                 expect("DELETE", format!("/images/{}", self.reference(name)), None, &[200, 404])?;
             }
+            Step::Remove(image) => {
+                let id = images::sample(image)?.image.id();
+                expect("DELETE", format!("/images/{id}?force=1"), None, &[200, 404])?;
+            }
             Step::Prune => {
                 let path = "/images/prune?filters=%7B%22dangling%22%3A%5B%22false%22%5D%7D";
                 expect("POST", path.to_owned(), None, &[200])?;
@@ -250,7 +269,16 @@ impl EngineWorkload {
                 drop(expect("POST", "/volumes/create".to_owned(), Some(json!({ "Name": name })), &[201])?)
             }
             Step::DeleteVolume(name) => drop(expect("DELETE", format!("/volumes/{name}"), None, &[204, 404])?),
-            Step::Layer(_) => bail!("a layer is no step of its own"),
+            Step::Load(image) => self.load(image)?,
+            Step::Mount { name, image, volume } => {
+                let body = json!({
+                    "Image": self.reference(image),
+                    "Cmd": ["sh", "-c", Program::Stays.script()],
+                    "HostConfig": { "NetworkMode": "none", "Binds": [format!("{volume}:/etc")] },
+                });
+                expect("POST", format!("/containers/create?name={name}"), Some(body), &[201, 409])?;
+            }
+            Step::Layer(_) | Step::Repair => bail!("{step} is no request"),
         }
         Ok(())
     }
@@ -283,6 +311,48 @@ impl EngineWorkload {
             bail!("{status} {}", message(&value));
         }
         Ok(())
+    }
+
+    fn load(&self, image: &str) -> Result<()> {
+        let archive = images::sample(image)?.image.docker_archive(&self.reference(image));
+        let answer = http::request(&self.engine()?.socket(), "POST", "/images/load?quiet=1", Some(&archive))?;
+        let status = answer.status;
+        let text = String::from_utf8_lossy(&answer.body()?).into_owned();
+        if status != 200 || text.contains("\"error\"") {
+            bail!("{status} {text}");
+        }
+        Ok(())
+    }
+
+    /// Repairs the store while the engine does not run.
+    fn repair(&mut self, marks: Option<&Marks>) -> Result<()> {
+        let engine = self.engine.as_mut().context("no engine")?;
+        engine.stop()?;
+        let root = engine.root().to_owned();
+        if let Some(marks) = marks {
+            marks.begin(Step::Repair.to_string());
+        }
+        let left = store::repair(&self.options, &root, &["--deep", "--repair"])?;
+        if let Some(left) = left {
+            bail!("the repair leaves something: {left}");
+        }
+        if let Some(marks) = marks {
+            marks.acknowledge(Step::Repair.to_string());
+        }
+        self.engine.as_mut().context("no engine")?.start_again(&self.options)
+    }
+
+    /// Ends the repair of a store, if that was cut, or looks whether it has held.
+    fn end_repair(&self, root: &std::path::Path, history: &History) -> Result<Vec<Broken>> {
+        let is_done = |mark: &&crate::workload::Mark| {
+            mark.kind == MarkKind::Acknowledged && mark.text == Step::Repair.to_string()
+        };
+        let options: &[&str] = match history.marks.iter().find(is_done) {
+            Some(_) => &["--deep"],
+            None => &["--deep", "--repair"],
+        };
+        let left = store::repair(&self.options, root, options)?;
+        Ok(left.map(|left| Broken::new("P9", format!("fsck {} says: {left}", options.join(" ")))).into_iter().collect())
     }
 
     /// Pulls an image, and does something once so many bytes of its last layer have come. Gives how the pull ended.

@@ -29,17 +29,24 @@ pub(super) enum Move {
     /// Pulls; once this many bytes of the image's last layer have come, somebody else syncs the file system and is told of the
     /// write that failed (the disk is to have one), and the pull goes on.
     EatenPull { image: String, after_bytes: u64 },
+    /// Damages what is stored of an image in every way that a repair mends.
+    Damage(String),
+    /// Ends the engine, repairs the store, and starts the engine again.
+    Repair,
     /// Tags and untags until the log has been compacted once and is one segment short of the next time.
     FillLog,
     /// Tags and untags until the log has been compacted.
     UntilCompacted,
 }
 
+/// Names of an image that has many.
+const NAMES: usize = 60;
+
 /// Names of the workloads that can be recorded for both engines; `mixed-SEED` for any number is one more.
 const BOTH: [&str; 12] =
     ["create", "pull", "shared", "two", "tag", "remove", "collect", "again", "container", "restart", "many", "real"];
 /// Those that are about baleen's own files.
-const BALEEN: [&str; 4] = ["compact", "empty", "resume", "volume"];
+const BALEEN: [&str; 8] = ["compact", "empty", "resume", "volume", "names", "load", "mount", "repair"];
 
 /// The names of an engine's workloads.
 pub(super) fn names(kind: Kind) -> Vec<&'static str> {
@@ -116,6 +123,29 @@ pub(super) fn plan(name: &str) -> Result<Plan> {
             plan.moves = moves(&["create r1 busy:1 restarts", "start r1", "stop r1", "start r1"])?;
         }
         "volume" => plan.moves = moves(&["ready", "volume v1", "volume v2", "volume-rm v1", "volume v1"])?,
+        // Its removal is one record of the log, longer than two blocks.
+        "names" => {
+            plan.before = moves(&["pull a:1", "pull b:1"])?;
+            let long = "x".repeat(120);
+            plan.before.extend(
+                (0..NAMES)
+                    .map(|number| Move::Do(Step::Tag { from: "a:1".to_owned(), to: format!("x:{long}{number}") })),
+            );
+            plan.moves = moves(&["rmi-all a:1", "pull a:1"])?;
+        }
+        "load" => {
+            plan.before = moves(&["pull b:1"])?;
+            plan.moves = moves(&["load a:2", "load a:1", "rmi a:2"])?;
+        }
+        "mount" => {
+            plan.before = moves(&["pull a:1"])?;
+            plan.moves = moves(&["mount c1 a:1 v1", "mount c2 a:1 v2", "rm c1", "volume-rm v1"])?;
+        }
+        "repair" => {
+            plan.before = moves(&["pull a:2", "pull b:1"])?;
+            plan.before.push(Move::Damage("a:2".to_owned()));
+            plan.moves = vec![Move::Repair];
+        }
         "many" => plan.moves = moves(&["pull many:1", "rmi many:1"])?,
         "real" => plan.moves = moves(&["pull real:1"])?,
         "empty" => {
@@ -202,6 +232,11 @@ fn mixed(seed: u64) -> Result<Plan> {
 }
 
 impl Plan {
+    /// Whether what is stored is damaged until a repair has mended it.
+    pub(super) fn repairs(&self) -> bool {
+        self.moves.iter().any(|one| matches!(one, Move::Repair))
+    }
+
     /// Every image that it pulls.
     pub(super) fn images(&self) -> Vec<String> {
         let mut images = Vec::new();
@@ -213,10 +248,10 @@ impl Plan {
                     images.push(image.clone());
                     &[]
                 }
-                Move::FillLog | Move::UntilCompacted => &[],
+                Move::FillLog | Move::UntilCompacted | Move::Damage(_) | Move::Repair => &[],
             };
             images.extend(steps.iter().filter_map(|step| match step {
-                Step::Pull(image) => Some(image.clone()),
+                Step::Pull(image) | Step::Load(image) => Some(image.clone()),
                 _ => None,
             }));
         }

@@ -1,6 +1,7 @@
 //! What a user asks an engine for, and what is true afterwards: a plain model beside the engine.
 //!
-//! Z1  A step is one promise: its effect is there whole or not at all. A prune alone removes one thing after the other.
+//! Z1  A step is one promise: its effect is there whole or not at all. A prune alone removes one thing after the other, and a
+//!     container's new volume may be there without it.
 //! Z2  The text of a step is all that a recording keeps of it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,14 +18,22 @@ pub(super) enum Step {
     Ready,
     /// Pull this image.
     Pull(String),
+    /// Load this image from an archive.
+    Load(String),
     /// Give the image `from` the name `to`.
     Tag { from: String, to: String },
     /// Remove a name, and the image with its last name.
     Untag(String),
+    /// Remove an image with all its names.
+    Remove(String),
     /// Remove every image that no container uses, and what cut pulls have left.
     Prune,
     /// Make a container.
     Create { name: String, image: String, program: Program },
+    /// Make a container with a fresh volume at the image's `etc`: what is there becomes the volume's content.
+    Mount { name: String, image: String, volume: String },
+    /// Repair the store while no engine has it.
+    Repair,
     /// Start it.
     Start(String),
     /// Wait for its end.
@@ -98,8 +107,12 @@ impl fmt::Display for Step {
         match self {
             Self::Ready => formatter.write_str("ready"),
             Self::Pull(image) => write!(formatter, "pull {image}"),
+            Self::Load(image) => write!(formatter, "load {image}"),
+            Self::Mount { name, image, volume } => write!(formatter, "mount {name} {image} {volume}"),
+            Self::Repair => formatter.write_str("repair"),
             Self::Tag { from, to } => write!(formatter, "tag {from} {to}"),
             Self::Untag(name) => write!(formatter, "rmi {name}"),
+            Self::Remove(image) => write!(formatter, "rmi-all {image}"),
             Self::Prune => formatter.write_str("prune"),
             Self::Create { name, image, program } => write!(formatter, "create {name} {image} {}", program.word()),
             Self::Start(name) => write!(formatter, "start {name}"),
@@ -124,8 +137,12 @@ impl std::str::FromStr for Step {
         Ok(match words[..] {
             ["ready"] => Self::Ready,
             ["pull", image] => Self::Pull(own(image)),
+            ["load", image] => Self::Load(own(image)),
+            ["mount", name, image, volume] => Self::Mount { name: own(name), image: own(image), volume: own(volume) },
+            ["repair"] => Self::Repair,
             ["tag", from, to] => Self::Tag { from: own(from), to: own(to) },
             ["rmi", name] => Self::Untag(own(name)),
+            ["rmi-all", image] => Self::Remove(own(image)),
             ["prune"] => Self::Prune,
             ["create", name, image, program] => {
                 let program = match program {
@@ -190,7 +207,7 @@ impl World {
     pub(super) fn after(&self, step: &Step) -> Result<Self> {
         let mut world = self.clone();
         match step {
-            Step::Pull(name) => {
+            Step::Pull(name) | Step::Load(name) => {
                 let id = sample(name)?.image.id();
                 world.tags.insert(name.clone(), id.clone());
                 world.images.insert(id);
@@ -208,6 +225,7 @@ impl World {
                     world.images.remove(&id);
                 }
             }
+            Step::Remove(image) => world.drop_image(&sample(image)?.image.id()),
             Step::Prune => {
                 for id in world.unused() {
                     world.drop_image(&id);
@@ -218,6 +236,12 @@ impl World {
                 let restarts = *program == Program::Restarts;
                 let container = Container { image, restarts, phase: Phase::Created };
                 world.containers.entry(name.clone()).or_insert(container);
+            }
+            Step::Mount { name, image, volume } => {
+                let image = sample(image)?.image.id();
+                let container = Container { image, restarts: false, phase: Phase::Created };
+                world.containers.entry(name.clone()).or_insert(container);
+                world.volumes.insert(volume.clone());
             }
             Step::Start(name) => {
                 let container = world.containers.get_mut(name).context("no container to start")?;
@@ -241,7 +265,7 @@ impl World {
             }
             Step::Volume(name) => drop(world.volumes.insert(name.clone())),
             Step::DeleteVolume(name) => drop(world.volumes.remove(name)),
-            Step::Ready | Step::Wait(_) | Step::Layer(_) => {}
+            Step::Ready | Step::Wait(_) | Step::Layer(_) | Step::Repair => {}
         }
         Ok(world)
     }
@@ -249,6 +273,10 @@ impl World {
     /// Every world that this step, cut anywhere, may leave.
     fn around(&self, step: &Step) -> Result<BTreeSet<Self>> {
         let mut worlds = BTreeSet::from([self.clone(), self.after(step)?]);
+        if let Step::Mount { volume, .. } = step {
+            // Its volume is a promise of its own, and comes first.
+            worlds.insert(self.after(&Step::Volume(volume.clone()))?);
+        }
         if *step == Step::Prune {
             for id in self.unused() {
                 for mut world in worlds.clone() {
@@ -325,10 +353,14 @@ mod tests {
             Step::Pull("a:1".to_owned()),
             Step::Tag { from: "a:1".to_owned(), to: "x:1".to_owned() },
             Step::Untag("x:1".to_owned()),
+            Step::Remove("a:1".to_owned()),
             Step::Prune,
             Step::Create { name: "c".to_owned(), image: "busy:1".to_owned(), program: Program::Writes },
             Step::Create { name: "d".to_owned(), image: "busy:1".to_owned(), program: Program::Stays },
             Step::Create { name: "e".to_owned(), image: "busy:1".to_owned(), program: Program::Restarts },
+            Step::Load("a:1".to_owned()),
+            Step::Mount { name: "c".to_owned(), image: "a:1".to_owned(), volume: "v".to_owned() },
+            Step::Repair,
             Step::Start("c".to_owned()),
             Step::Wait("c".to_owned()),
             Step::Stop("c".to_owned()),
