@@ -158,12 +158,16 @@ impl Store {
         Ok((store, opened))
     }
 
-    /// Notes in the log that nothing is in flight. The last act of an owner; later changes are refused.
+    /// Makes every name durable, and notes in the log that nothing is in flight. The last act of an owner; later changes are refused.
     ///
     /// # Errors
     /// `WritesStopped`, `Io`: the next opening then takes it for a power cut, and that is always right.
     pub fn close(&self) -> Result<(), StoreError> {
         let _all = self.shared.reserve_all();
+        let shared = &self.shared;
+        // What follows `Closed` is not reconciled, so the names that records have given are durable before it: the log's own sync
+        // need not reach them.
+        shared.disk.barrier(&shared.layout.root).context("sync", || "the data root".to_owned())?;
         let closed = self.shared.log.append(&self.shared, vec![Record::Closed], Purpose::Remove);
         self.shared.log.wal().stop();
         closed
