@@ -77,8 +77,9 @@ fn uncut(workload: &mut EngineWorkload) -> Result<Vec<Broken>> {
     Ok(judged?)
 }
 
-/// Two thousand records and six thousand files are prepared for these: they are for `make powercut`.
-const LONG: [&str; 2] = ["compact", "real"];
+/// Two thousand records and six thousand files are prepared for two of these, and each state of the third is repaired: they are for
+/// `make powercut`.
+const LONG: [&str; 3] = ["compact", "real", "repair"];
 
 #[test]
 fn what_baleen_acknowledged_survives_every_tried_cut_and_nothing_is_half_there() -> Result<()> {
