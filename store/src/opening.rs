@@ -165,6 +165,9 @@ impl Store {
     pub fn close(&self) -> Result<(), StoreError> {
         let _all = self.shared.reserve_all();
         let shared = &self.shared;
+        if self.writes_stopped() {
+            return Err(StoreError::WritesStopped);
+        }
         // What follows `Closed` is not reconciled, so the names that records have given are durable before it: the log's own sync
         // need not reach them.
         shared.disk.barrier(&shared.layout.root).context("sync", || "the data root".to_owned())?;
