@@ -494,7 +494,7 @@ impl RepositoryClient {
         &self.shared.config
     }
 
-    /// What refers to a manifest, of one type of artifact: at most [`REFERRERS_MAX`]. `None` if the registry has no such
+    /// What refers to a manifest, of one type of artifact: at most 100. `None` if the registry has no such
     /// interface (OCI distribution-spec, Listing Referrers), whatever it answers instead.
     ///
     /// # Errors
