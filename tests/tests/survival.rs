@@ -160,6 +160,12 @@ impl Left {
                 run(in_network(Some(network.name()), program).args(arguments), None, Duration::from_secs(30))?;
             Ok(finished.ok()?.stdout().lines().count())
         };
+        // Other mounts of the machine come and go.
+        let folders = [daemon.root().display().to_string(), daemon.exec_root().display().to_string()];
+        let is_ours = |line: &&str| {
+            let place = line.split(' ').nth(4).unwrap_or_default();
+            folders.iter().any(|folder| place.starts_with(folder))
+        };
         // The namespaces that any process is in: one that is held by a descriptor or a mount alone is seen as such.
         let mut spaces = BTreeSet::new();
         let processes = daemon.processes();
@@ -167,7 +173,7 @@ impl Left {
             spaces.extend(std::fs::read_link(format!("/proc/{pid}/ns/net")).ok());
         }
         Ok(Self {
-            mounts: std::fs::read_to_string(format!("/proc/{pid}/mountinfo"))?.lines().count(),
+            mounts: std::fs::read_to_string(format!("/proc/{pid}/mountinfo"))?.lines().filter(is_ours).count(),
             cgroups: daemon.cgroups().len(),
             network_spaces: spaces.len(),
             links: inside("ip", &["-o", "link"])?,
